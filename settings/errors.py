@@ -1,0 +1,30 @@
+"""A user's mistake, said in one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Bad input: a file, an option or a value. The command prints the message alone and exits with 2."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """An error for a name that is not one of `choices`: it names the nearest ones, or all if few.
+
+    Args:
+        kind: What was named, for instance "client id".
+        name: What the user wrote.
+        choices: The valid names.
+    """
+    valid = list(choices)
+    near = (
+        get_close_matches(name, valid, n=3, cutoff=0.5)
+        or [choice for choice in valid if name.lower() in choice.lower()][:3]
+    )
+    if len(valid) <= 12:
+        hint = f"choose from {', '.join(valid)}" if valid else "there are none"
+    elif near:
+        hint = f"the nearest are {', '.join(near)}"
+    else:
+        hint = f"there are {len(valid):,}, {valid[0]} and {valid[1]} among them"
+    return InputError(f"unknown {kind} {name!r}: {hint}")

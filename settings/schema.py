@@ -1,0 +1,125 @@
+"""The settings of a run: one schema for the command's flags, Flower's run config and the docs."""
+
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any
+
+from settings.errors import InputError, unknown
+
+Value = str | int | float | bool
+
+
+def option(default: Value, help: str, *, metavar: str = "", choices: tuple[str, ...] = ()) -> Any:
+    """A field of `Settings`: `help` says its unit, and what an empty or zero value means."""
+    return field(default=default, metadata={"help": help, "metavar": metavar, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is: every field is a flag of `fedferry run` and a key of Flower's run config.
+
+    Flower's run config knows no None, so an empty string or a zero means "not given".
+    """
+
+    task: str = option("shakespeare", "the task: NAME[:key=value,...] or module:attribute")
+    data: str = option(
+        "sample",
+        "TFF client data (.h5, .sqlite, .sqlite.lzma), or `sample`: the embedded data, offline",
+        metavar="PATH|sample",
+    )
+    init: str = option(
+        "",
+        "checkpoint to start from (Keras or fedferry's .safetensors); it decides the model's "
+        "architecture. Without it: the task's own checkpoint (shakespeare: Dickens) or model",
+        metavar="CHECKPOINT",
+    )
+    rounds: int = option(10, "rounds of federated training")
+    cohort: str = option("10", "clients a round, sampled without replacement", metavar="N|all")
+    client_ids: str = option("", "train exactly these clients in every round", metavar="A,B,...")
+    local_epochs: int = option(1, "passes over a client's examples in a round")
+    batch_size: int = option(0, "examples in a batch (0: the task's own)")
+    max_batches: int = option(0, "batches a client takes in a round at most (0: all)")
+    shuffle: bool = option(True, "shuffle a client's examples (off: file order)")
+    client_optimizer: str = option(
+        "", "NAME[:key=value,...] (empty: the task's own), for instance sgd:lr=0.02", metavar="SPEC"
+    )
+    server_optimizer: str = option(
+        "sgd:lr=1.0",
+        "NAME[:key=value,...]: sgd, adam, adagrad, yogi, rmsprop with TFF's arithmetic, or torch.CLASS",
+        metavar="SPEC",
+    )
+    weighting: str = option(
+        "examples", "a client's weight in the mean", choices=("examples", "uniform")
+    )
+    eval_every: int = option(1, "rounds between evaluations on held-out data (0: none)")
+    evaluation: str = option(
+        "federated",
+        "who evaluates: the clients, or the server on the same clients' held-out data",
+        choices=("federated", "centralised"),
+    )
+    eval_cohort: str = option(
+        "",
+        "clients that evaluate, drawn once (empty: as many as --cohort, or --client-ids)",
+        metavar="N|all",
+    )
+    eval_batches: int = option(0, "batches a client evaluates on at most (0: all)")
+    seed: int = option(0, "seed of the initial model, the cohorts and the shuffling")
+    logdir: str = option(
+        "", "folder of TensorBoard logs and checkpoints (empty: runs/TASK-TIME)", metavar="DIR"
+    )
+    save: str = option(
+        "",
+        "write the final model here: .safetensors, or a copy of the Keras file it started from",
+        metavar="FILE",
+    )
+    resume: bool = option(False, "go on from the last checkpoint in --logdir")
+    json: str = option("", "write settings and every round's metrics here", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            choices = item.metadata["choices"]
+            if choices and value not in choices:
+                raise unknown(flag(item), value, choices)
+            if isinstance(value, int) and value < 0:
+                raise InputError(f"{flag(item)} must not be negative, but is {value}")
+        if self.resume and not self.logdir:
+            raise InputError("--resume needs --logdir: the folder of the run to go on with")
+        if self.rounds < 1 or self.local_epochs < 1:
+            raise InputError("--rounds and --local-epochs must be at least 1")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Settings":
+        """Read Flower's run config (kebab-case keys).
+
+        Raises:
+            InputError: An unknown key, or a value of the wrong type or outside the choices.
+        """
+        known = {key_of(item): item for item in fields(cls)}
+        values = {}
+        for key, value in config.items():
+            if key not in known:
+                raise unknown("setting", key, known)
+            item = known[key]
+            if type(value) is not item.type:
+                raise InputError(f"setting {key} must be {item.type.__name__}, not {value!r}")  # type: ignore[union-attr]
+            values[item.name] = value
+        return cls(**values)
+
+    def to_config(self) -> dict[str, Value]:
+        """The settings as Flower's run config."""
+        return {key.replace("_", "-"): value for key, value in asdict(self).items()}
+
+    def named_clients(self) -> list[str]:
+        """`client_ids` as a list, empty where none are given."""
+        return [name.strip() for name in self.client_ids.split(",") if name.strip()]
+
+
+def key_of(item: Field[Any]) -> str:
+    """A field's key in Flower's run config."""
+    return item.name.replace("_", "-")
+
+
+def flag(item: Field[Any]) -> str:
+    """A field's flag on the command line."""
+    return "--" + key_of(item)

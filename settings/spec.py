@@ -1,0 +1,150 @@
+"""`NAME[:key=value,...]`: the one string form of whatever is pluggable.
+
+`sgd:lr=0.02`, `shakespeare:pad=true`, `my_module:TASK` and `my_module:make_task:width=64` are specs.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settings.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec: `name`, which may be `module:attribute`, and its options as text."""
+
+    name: str
+    options: dict[str, str]
+
+
+def parse_spec(text: str) -> Spec:
+    """Split `NAME[:key=value,...]`.
+
+    Raises:
+        InputError: An option without `=`, an empty name, or an option given twice.
+    """
+    name, *rest = re.split(r":(?=[^:=,]*=)", text.strip(), maxsplit=1)
+    pairs = rest[0].split(",") if rest else []
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key or key in options:
+            raise InputError(f"cannot read {pair!r} in {text!r}: write NAME:key=value,key=value")
+        options[key] = value.strip()
+    if not name:
+        raise InputError(f"cannot read {text!r}: the name is missing")
+    return Spec(name, options)
+
+
+def construct(
+    text: str, factories: Mapping[str, Callable[..., Any]], kind: str, *positional: Any
+) -> Any:
+    """Call the factory that a spec names with `positional` and the spec's options.
+
+    Args:
+        text: The spec. A name `module:attribute` is imported; what it names is a factory too, or
+            (where nothing positional is given) the finished object.
+        factories: Name -> callable whose further parameters are the options; annotations int, float,
+            bool and str decide how a value is read.
+        kind: What is chosen, for error messages: "task", "server optimizer".
+        positional: First arguments of the factory.
+
+    Raises:
+        InputError: Unknown name or option, a value that cannot be read, a required option left out.
+    """
+    spec = parse_spec(text)
+    if spec.name in factories:
+        factory = factories[spec.name]
+    elif ":" in spec.name:
+        factory = _import(spec.name, kind)
+        if not callable(factory):
+            if spec.options:
+                raise InputError(f"{spec.name} takes no options, but {text!r} gives some")
+            return factory
+    else:
+        raise unknown(kind, spec.name, [*factories])
+    return _call(factory, spec, kind, positional)
+
+
+def _call(factory: Callable[..., Any], spec: Spec, kind: str, positional: tuple[Any, ...]) -> Any:
+    """Call `factory` with `spec.options` read as its parameters' annotations say."""
+    everything = [*inspect.signature(factory, eval_str=True).parameters.items()]
+    parameters = dict(everything[len(positional) :])
+    keywords = {}
+    for key, value in spec.options.items():
+        if key not in parameters:
+            raise unknown(f"option of {kind} {spec.name}", key, [*parameters])
+        keywords[key] = _read(value, parameters[key], f"{spec.name}:{key}")
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and name not in keywords
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if missing:
+        raise InputError(
+            f"{kind} {spec.name} needs {', '.join(missing)}: {spec.name}:{missing[0]}=..."
+        )
+    try:
+        return factory(*positional, **keywords)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{kind} {spec.name}: {error}") from error
+
+
+def _read(text: str, parameter: inspect.Parameter, where: str) -> Any:
+    """Read an option's text as its parameter's annotation (or, lacking one, its default) says."""
+    wanted = parameter.annotation
+    if wanted not in (int, float, bool, str):
+        wanted = type(parameter.default) if parameter.default is not None else str
+    if wanted is bool:
+        if text.lower() in ("true", "yes", "1"):
+            return True
+        if text.lower() in ("false", "no", "0"):
+            return False
+        raise InputError(f"{where} must be true or false, not {text!r}")
+    if wanted is tuple:
+        wanted = _floats
+    try:
+        return wanted(text)
+    except (TypeError, ValueError):
+        raise InputError(f"{where} must be {_article(wanted)}, not {text!r}") from None
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    """`0.9/0.99`: how a tuple, such as a torch optimizer's betas, is written inside a spec."""
+    return tuple(float(part) for part in text.split("/"))
+
+
+def _article(wanted: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text"}.get(
+        wanted, "numbers as 0.9/0.99"
+    )
+
+
+def _import(name: str, kind: str) -> Any:
+    """The object that `module:attribute` names; the current folder is searched too."""
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+            raise InputError(
+                f"unknown {kind} {name!r}: there is no module {module_name} in {Path.cwd()} or installed"
+            ) from None
+        raise
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise unknown(f"attribute of {module_name}", attribute, public)
+    return getattr(module, attribute)
