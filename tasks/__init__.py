@@ -1,0 +1,1 @@
+"""Ground floor: a task is data, preprocessing, model, loss and metrics, in one declarative object."""

@@ -1,0 +1,106 @@
+"""Metrics as sums: unfinalized on the clients, added up, and finalized once on the server.
+
+This is what `tff.learning.metrics` calls unfinalized metrics and finalizers.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.stream import Batch
+
+Sums = dict[str, list[float]]
+
+
+def ratio(sums: Sequence[float]) -> float:
+    """First sum over the second; NaN where nothing was counted."""
+    return sums[0] / sums[1] if sums[1] else math.nan
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric in two steps.
+
+    Attributes:
+        unfinalized: (model outputs, batch) -> the sums that this batch adds, scalars.
+        finalize: The sums over all batches and clients -> the metric's value.
+    """
+
+    unfinalized: Callable[[Tensor, Batch], Sequence[Tensor | float]]
+    finalize: Callable[[Sequence[float]], float] = ratio
+
+
+def _accuracy(outputs: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    correct = outputs.argmax(dim=-1) == batch.targets
+    if batch.mask is not None:
+        correct = correct & batch.mask
+    return correct.sum(), float(batch.num_targets)
+
+
+ACCURACY = Metric(_accuracy)
+"""Share of targets whose most probable class is right (Keras's SparseCategoricalAccuracy)."""
+
+
+class MetricSums:
+    """Adds up batches: `loss`, the task's metrics, `num_examples` and `num_batches`."""
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self._metrics = metrics
+        self._totals: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, outputs: Tensor, loss: Tensor, batch: Batch) -> None:
+        """Count one batch; `loss` is the mean over its counted targets."""
+        weight = float(batch.num_targets)
+        self._count("loss", (loss.detach() * weight, weight))
+        for name, metric in self._metrics.items():
+            self._count(name, metric.unfinalized(outputs.detach(), batch))
+        self._count("num_examples", (float(batch.num_examples),))
+        self._count("num_batches", (1.0,))
+
+    def _count(self, name: str, values: Sequence[Tensor | float]) -> None:
+        # float64: sums of counts stay exact, and stay on the device until they are read.
+        summand = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
+        self._totals[name] = self._totals[name] + summand if name in self._totals else summand
+
+    def sums(self) -> Sums:
+        """The sums as numbers; empty if no batch was counted."""
+        return {name: total.tolist() for name, total in self._totals.items()}
+
+
+def add_sums(totals: Sums, sums: Mapping[str, Sequence[float]]) -> None:
+    """Add one client's sums to the totals, in place.
+
+    Raises:
+        ValueError: A metric with another number of sums than the totals have.
+    """
+    for name, values in sums.items():
+        before = totals.get(name, [0.0] * len(values))
+        totals[name] = [a + b for a, b in zip(before, values, strict=True)]
+
+
+def finalize(
+    sums: Mapping[str, Sequence[float]], metrics: Mapping[str, Metric]
+) -> dict[str, float]:
+    """Sums over clients to metric values; empty sums give an empty result."""
+    if not sums:
+        return {}
+    values = {"loss": ratio(sums["loss"])}
+    values |= {name: float(metric.finalize(sums[name])) for name, metric in metrics.items()}
+    counts = {name: int(sums[name][0]) for name in ("num_examples", "num_batches")}
+    return {**values, **counts}
+
+
+def classification_loss(outputs: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of logits (..., classes) over the targets (...) that count."""
+    losses = torch.nn.functional.cross_entropy(
+        outputs.reshape(-1, outputs.shape[-1]),
+        batch.targets.reshape(-1),
+        reduction="mean" if batch.mask is None else "none",
+    )
+    if batch.mask is None:
+        return losses
+    return losses[batch.mask.reshape(-1)].mean()

@@ -1,0 +1,117 @@
+"""From a client's examples to batches, in the order of TFF's tutorials: repeat, shuffle, batch, take."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One client's examples, ready for the model; the leading dimension of each is examples.
+
+    Attributes:
+        inputs: Whatever the model takes.
+        targets: Whatever the loss takes.
+        mask: Boolean, the targets' shape: False where a target is padding and must not count.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch: `Prepared` in little."""
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """Examples with at least one target that counts."""
+        if self.mask is None:
+            return len(self.inputs)
+        return int(self.mask.flatten(1).any(dim=1).sum())
+
+    @property
+    def num_targets(self) -> int:
+        """Targets that count: labels for images, characters for text."""
+        return self.targets.numel() if self.mask is None else int(self.mask.sum())
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a client's examples become batches.
+
+    Attributes:
+        batch_size: Examples in a batch.
+        local_epochs: Passes; they form one stream, so that a batch may span two of them.
+        shuffle_buffer: Elements in the shuffle buffer; 0 keeps the order.
+        drop_remainder: Whether a last short batch is dropped.
+        max_batches: Batches at most; 0 for all.
+    """
+
+    batch_size: int
+    local_epochs: int = 1
+    shuffle_buffer: int = 0
+    drop_remainder: bool = False
+    max_batches: int = 0
+
+    def batches(self, prepared: Prepared, rng: np.random.Generator) -> Iterator[Batch]:
+        """The batches; drawing from `rng` only when shuffling."""
+        order = np.tile(np.arange(len(prepared)), self.local_epochs)
+        if self.shuffle_buffer:
+            order = shuffle(order, self.shuffle_buffer, rng)
+        whole = len(order) // self.batch_size
+        count = whole if self.drop_remainder else -(-len(order) // self.batch_size)
+        if self.max_batches:
+            count = min(count, self.max_batches)
+        for index in range(count):
+            chosen = torch.from_numpy(
+                order[index * self.batch_size : (index + 1) * self.batch_size]
+            )
+            yield self._gather(prepared, chosen)
+
+    def _gather(self, prepared: Prepared, chosen: Tensor) -> Batch:
+        inputs, targets = prepared.inputs[chosen], prepared.targets[chosen]
+        if prepared.mask is None:
+            return Batch(inputs, targets)
+        # Where there is a mask a short batch is filled up with masked rows: stateful layers need one batch size.
+        short = self.batch_size - len(chosen)
+        return Batch(*(_fill(part, short) for part in (inputs, targets, prepared.mask[chosen])))
+
+
+def _fill(part: Tensor, rows: int) -> Tensor:
+    return torch.cat([part, part.new_zeros(rows, *part.shape[1:])]) if rows else part
+
+
+def shuffle(
+    order: npt.NDArray[np.int64], buffer_size: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """`tf.data.Dataset.shuffle`: emit a random element of a buffer that the stream keeps refilling."""
+    if buffer_size >= len(order):
+        return rng.permutation(order)
+    buffer = order[:buffer_size].copy()
+    shuffled = np.empty_like(order)
+    drawn = rng.integers(buffer_size, size=len(order) - buffer_size)
+    for position, (slot, incoming) in enumerate(zip(drawn, order[buffer_size:], strict=True)):
+        shuffled[position] = buffer[slot]
+        buffer[slot] = incoming
+    shuffled[len(drawn) :] = rng.permutation(buffer)
+    return shuffled
+
+
+def client_seed(seed: int, server_round: int, client_id: str) -> int:
+    """A 63-bit seed that depends on nothing but the run's seed, the round and the client."""
+    digest = hashlib.sha256(f"{seed}/{server_round}/{client_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

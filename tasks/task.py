@@ -1,0 +1,65 @@
+"""What a task is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from settings.errors import InputError
+from tasks.data import Examples, Population, Split, open_population
+from tasks.metrics import Metric
+from tasks.stream import Batch, Prepared
+from weights.keras import build_model
+
+
+@dataclass(frozen=True)
+class Task:
+    """A federated learning task, declared.
+
+    Attributes:
+        name: How logs call it.
+        model: Builds the task's own model, freshly initialised.
+        prepare: One client's examples, as the data file has them, to model inputs and targets.
+        loss: (model outputs, batch) -> mean loss over the batch's counted targets, a scalar.
+        checkpoint: Where a run starts without `--init`; None: from `model`. A checkpoint decides the
+            architecture too.
+        metrics: Name -> metric; `loss`, `num_examples` and `num_batches` are always there.
+        sample: split -> the embedded offline data behind `--data sample`.
+        open: (path, split) -> population; TFF's file formats unless a task reads its own.
+        batch_size: Default of `--batch-size`.
+        shuffle_buffer: Examples in the shuffle buffer, as in `tf.data.Dataset.shuffle`.
+        drop_remainder: Whether a last short batch is dropped.
+        client_optimizer: Default of `--client-optimizer`.
+        probe: One made-up client's examples with the highest label in it, to try a checkpoint's model on.
+        write_sample: (model, seed) -> text that shows what the model does, for logs.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    prepare: Callable[[Examples], Prepared]
+    loss: Callable[[Tensor, Batch], Tensor]
+    checkpoint: Path | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    sample: Callable[[Split], Population] | None = None
+    open: Callable[[str, Split], Population] = open_population
+    batch_size: int = 20
+    shuffle_buffer: int = 100
+    drop_remainder: bool = False
+    client_optimizer: str = "sgd:lr=0.02"
+    probe: Examples | None = None
+    write_sample: Callable[[nn.Module, int], str] | None = None
+
+    def population(self, data: str, split: Split) -> Population:
+        """Open `--data`: a path, or `sample` for the embedded data."""
+        if data != "sample":
+            return self.open(data, split)
+        if self.sample is None:
+            raise InputError(f"task {self.name} has no embedded sample data: give --data PATH")
+        return self.sample(split)
+
+    def build(self, architecture: str) -> nn.Module:
+        """The task's own model, or the one that a Keras `model_config` describes (giving logits)."""
+        if architecture:
+            return build_model(architecture, logits=True)
+        return self.model()
