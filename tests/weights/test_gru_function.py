@@ -1,0 +1,123 @@
+"""The GRU's written-out gradients against the plain formula under autograd."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weights import gru_function
+from weights.gru_function import GRUFunction, GRUSpec
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "linear": lambda x: x,
+    "hard_sigmoid": lambda x: torch.clip(0.2 * x + 0.5, 0, 1),
+    "hard_sigmoid_v3": lambda x: F.relu6(x + 3) / 6,
+}
+
+gru: Callable[..., Tensor] = GRUFunction.apply
+
+
+class Inputs(NamedTuple):
+    """What `GRUFunction` takes before the specification of the cell."""
+
+    x: Tensor
+    state: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+
+def plain_gru(inputs: Inputs, reset_after: bool, gate: str, candidate: str) -> Tensor:
+    s, a = FUNCTIONS[gate], FUNCTIONS[candidate]
+    x, h, w, u, b, c = inputs
+    (wr, wz, wn), (ur, uz, un) = w.chunk(3), u.chunk(3)
+    zero = w.new_zeros(len(w))
+    br, bz, bn = (zero if b is None else b).chunk(3)
+    cr, cz, cn = (zero if c is None else c).chunk(3)
+    outputs = []
+    for row in x:
+        z = s(row @ wz.T + h @ uz.T + bz + cz)
+        r = s(row @ wr.T + h @ ur.T + br + cr)
+        recurrent = r * (h @ un.T + cn) if reset_after else (r * h) @ un.T
+        n = a(row @ wn.T + bn + recurrent)
+        h = z * h + (1 - z) * n
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def random_inputs(
+    steps: int, batch: int, units: int, *, reset_after: bool, use_bias: bool = True
+) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return values.div_(shape[-1] ** 0.5).requires_grad_()
+
+    return Inputs(
+        normal(steps, batch, 5),
+        normal(batch, units),
+        normal(3 * units, 5),
+        normal(3 * units, units),
+        normal(3 * units) if use_bias else None,
+        normal(3 * units) if use_bias and reset_after else None,
+    )
+
+
+def assert_equals_plain(
+    inputs: Inputs, reset_after: bool, gate: str = "sigmoid", candidate: str = "tanh"
+) -> None:
+    spec = GRUSpec(reset_after, gate, candidate)
+    ours = gru(*inputs, spec)
+    plain = plain_gru(inputs, reset_after, gate, candidate)
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    # A gradient in the order of a batch-first consumer, as the layers get it.
+    grad = torch.randn(plain.transpose(0, 1).shape, dtype=plain.dtype).transpose(0, 1)
+    given = [tensor for tensor in inputs if tensor is not None]
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, given, grad),
+        torch.autograd.grad(plain, given, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(("steps", "batch"), [(6, 3), (1, 3), (6, 1), (1, 1)])
+def test_gradients_are_autograds(reset_after: bool, use_bias: bool, steps: int, batch: int) -> None:
+    inputs = random_inputs(steps, batch, 4, reset_after=reset_after, use_bias=use_bias)
+    assert_equals_plain(inputs, reset_after)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid", "hard_sigmoid_v3"])
+@pytest.mark.parametrize("candidate", ["tanh", "relu", "linear", "sigmoid"])
+def test_gradients_of_every_activation(reset_after: bool, gate: str, candidate: str) -> None:
+    inputs = random_inputs(5, 3, 4, reset_after=reset_after)
+    with torch.no_grad():
+        inputs.weight_ih.mul_(5)  # so that some gates saturate
+    assert_equals_plain(inputs, reset_after, gate, candidate)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_products_in_blocks(reset_after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gru_function, "BLOCKED_FROM_VALUES", 0)
+    inputs = random_inputs(20, 3, 64, reset_after=reset_after)
+    assert_equals_plain(inputs, reset_after)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_gradients_are_numerical_ones(reset_after: bool) -> None:
+    inputs = random_inputs(3, 2, 3, reset_after=reset_after)
+    spec = GRUSpec(reset_after, "sigmoid", "tanh")
+    tensors = [tensor for tensor in inputs if tensor is not None]
+    missing = [None] * (len(inputs) - len(tensors))
+    assert torch.autograd.gradcheck(lambda *given: gru(*given, *missing, spec), tensors)

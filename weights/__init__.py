@@ -1,0 +1,1 @@
+"""Ground floor: named arrays, the wire format, Keras checkpoints, and optimizers over them."""

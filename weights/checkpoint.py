@@ -1,0 +1,78 @@
+"""Tensors and JSON in one safetensors file, written atomically: no pickle, nothing half-written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from settings.errors import InputError
+from weights.named import Array, NamedArrays
+
+_HEADER = "fedferry"
+
+
+def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
+    """Write arrays and a JSON header so that `path` holds either the old file or the whole new one."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(
+        path, lambda file: save_file(contiguous, file, metadata={_HEADER: json.dumps(header)})
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
+    """Arrays and header of a file that `write_checkpoint` wrote.
+
+    Raises:
+        InputError: No such file, a damaged one, or a safetensors file of somebody else's.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file, or is damaged: {error}") from None
+    if _HEADER not in metadata:
+        raise InputError(f"{path} was not written by fedferry: its header says nothing of it")
+    return arrays, json.loads(metadata[_HEADER])
+
+
+def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
+    """The model's arrays of a saved model, or of a run's checkpoint, where `weights/` precedes their names."""
+    prefix = "weights/"
+    inside = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    return inside or dict(arrays)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it over `path`.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

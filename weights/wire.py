@@ -1,0 +1,80 @@
+"""The wire format: named arrays in Flower's records, without trust in what the other side claims."""
+
+import io
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord
+
+from weights.named import Array, NamedArrays
+
+# Unpacked arrays are read-only views of a message's bytes, and torch only ever reads them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+NUMPY_STYPE = "numpy.ndarray"
+
+
+class WireError(ValueError):
+    """A record that does not hold the arrays it should: says which array and why."""
+
+
+def pack(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Named arrays as a record of Flower's own kind (`stype` numpy.ndarray), one copy of the data."""
+    return ArrayRecord({name: _pack_array(array) for name, array in arrays.items()})
+
+
+def unpack(record: ArrayRecord, like: Mapping[str, Array]) -> NamedArrays:
+    """Named arrays from a record: read-only views of the record's bytes, nothing is copied.
+
+    Args:
+        record: What came over the wire.
+        like: The arrays that are expected; names, shapes and dtypes must agree.
+
+    Raises:
+        WireError: Anything that differs from `like`, undecoded `stype`s and truncated data included.
+    """
+    if set(record) != set(like):
+        odd = sorted(set(record) ^ set(like))
+        raise WireError(f"arrays missing or unknown: {', '.join(odd[:3])}")
+    return {name: _unpack_array(name, record[name], expected) for name, expected in like.items()}
+
+
+def payload_bytes(record: ArrayRecord) -> int:
+    """Bytes of all arrays' data, as they go over the wire."""
+    return sum(len(array.data) for array in record.values())
+
+
+def _pack_array(array: Array) -> FlowerArray:
+    contiguous = np.ascontiguousarray(array).reshape(array.shape)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, np.lib.format.header_data_from_array_1_0(contiguous)
+    )
+    data = b"".join((header.getvalue(), contiguous.reshape(-1).view(np.uint8).data))
+    return FlowerArray(str(array.dtype), tuple(array.shape), NUMPY_STYPE, data)
+
+
+def _unpack_array(name: str, array: FlowerArray, expected: Array) -> Array:
+    if array.stype != NUMPY_STYPE:
+        raise WireError(f"{name} is encoded as {array.stype!r} and was not decoded")
+    # Only the header is read before shape and dtype are checked: np.load would allocate what it claims.
+    stream = io.BytesIO(array.data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise WireError(f"{name} is not an array: {error}") from None
+    if shape != expected.shape or dtype != expected.dtype:
+        raise WireError(
+            f"{name} is {dtype}{list(shape)}, not {expected.dtype}{list(expected.shape)}"
+        )
+    if len(array.data) - stream.tell() != expected.nbytes:
+        raise WireError(
+            f"{name} has {len(array.data) - stream.tell()} bytes of data, not {expected.nbytes}"
+        )
+    flat = np.frombuffer(array.data, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
