@@ -1,0 +1,1 @@
+"""First floor: what a client does with a message."""

@@ -1,0 +1,104 @@
+"""The Flower ClientApp: message in, local work, reply out."""
+
+import functools
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client.update import local_update
+from settings.schema import Settings
+from tasks.catalogue import load_task
+from tasks.data import Population, Split
+from tasks.evaluation import evaluate
+from tasks.metrics import Sums
+from tasks.stream import Batch, Stream, client_seed
+from weights.named import NamedArrays, arrays_of, load_arrays
+from weights.wire import pack, unpack
+
+app = ClientApp()
+
+
+@app.query()
+def announce(message: Message, context: Context) -> Message:
+    """Tell which clients' data this node holds."""
+    settings = Settings.from_config(context.run_config)
+    population = _population(settings.task, settings.data, "train")
+    partition = int(context.node_config.get("partition-id", 0))
+    partitions = int(context.node_config.get("num-partitions", 1))
+    ids = list(population.client_ids)[partition::partitions]
+    return Message(RecordDict({"clients": ConfigRecord({"client-ids": ids})}), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the broadcast model on one client's examples; reply with the model update."""
+    job = _Job(message, context)
+    settings = job.settings
+    batches = job.batches(settings.local_epochs, settings.max_batches, shuffles=settings.shuffle)
+    optimizer = settings.client_optimizer or job.task.client_optimizer
+    update, sums = local_update(job.task, job.model, job.weights, batches, optimizer)
+    return _reply(message, update, sums)
+
+
+@app.evaluate()
+def evaluate_model(message: Message, context: Context) -> Message:
+    """Evaluate the broadcast model on one client's examples of the split that the message names."""
+    job = _Job(message, context)
+    batches = job.batches(1, job.settings.eval_batches, shuffles=False)
+    load_arrays(job.model, job.weights, "the broadcast model")
+    return _reply(message, {}, evaluate(job.task, job.model, batches))
+
+
+class _Job:
+    """What a message asks for: the task, the model, the broadcast weights, the client's batches."""
+
+    def __init__(self, message: Message, context: Context) -> None:
+        self.settings = Settings.from_config(context.run_config)
+        config = message.content.config_records["config"]
+        self.client_id = str(config["client-id"])
+        self.split = cast(Split, config["split"])
+        # The same for the same seed, round and client, wherever it runs.
+        server_round = cast(int, config["server-round"])
+        self.seed = client_seed(self.settings.seed, server_round, self.client_id)
+        self.task = load_task(self.settings.task)
+        self.model = _model(self.settings.task, str(config["architecture"]))
+        self.weights = unpack(message.content.array_records["arrays"], like=arrays_of(self.model))
+
+    def batches(self, local_epochs: int, max_batches: int, *, shuffles: bool) -> Iterator[Batch]:
+        """The client's batches, from the split that the message names."""
+        stream = Stream(
+            batch_size=self.settings.batch_size or self.task.batch_size,
+            local_epochs=local_epochs,
+            shuffle_buffer=self.task.shuffle_buffer if shuffles else 0,
+            drop_remainder=self.task.drop_remainder,
+            max_batches=max_batches,
+        )
+        population = _population(self.settings.task, self.settings.data, self.split)
+        torch.manual_seed(self.seed)  # dropout
+        prepared = self.task.prepare(population.examples(self.client_id))
+        return stream.batches(prepared, np.random.default_rng(self.seed))
+
+
+def _reply(message: Message, update: NamedArrays, sums: Sums) -> Message:
+    """One array record and one metric record; `num-examples` is 0 for a client without a batch."""
+    metrics = MetricRecord({"num-examples": int(sums["num_examples"][0]) if sums else 0})
+    for name, values in sums.items():
+        metrics[name] = values
+    content = RecordDict({"arrays": pack(update), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+# In one process (a simulation) these are opened once; a SuperNode starts a process for every message.
+@functools.lru_cache(maxsize=8)
+def _population(task: str, data: str, split: Split) -> Population:
+    return load_task(task).population(data, split)
+
+
+@functools.lru_cache(maxsize=2)
+def _model(task: str, architecture: str) -> nn.Module:
+    return load_task(task).build(architecture)

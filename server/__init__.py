@@ -1,0 +1,1 @@
+"""First floor: the round loop, the strategy, and what a run leaves behind."""

@@ -1,0 +1,26 @@
+"""The weighted mean of model updates, one update in memory at a time."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weights.named import Array
+
+
+class WeightedMean:
+    """sum_k weight_k update_k / sum_k weight_k, in float32 like `tff.learning.robust_aggregator`'s mean."""
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self._sums = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
+        self.total_weight = 0.0
+
+    def add(self, update: Mapping[str, Array], weight: float) -> None:
+        """Add one client's update, in place."""
+        for name, total in self._sums.items():
+            total.add_(torch.from_numpy(update[name]), alpha=weight)
+        self.total_weight += weight
+
+    def mean(self) -> dict[str, Tensor]:
+        """The mean; call it once, it reuses the sums' memory."""
+        return {name: total.div_(self.total_weight) for name, total in self._sums.items()}

@@ -1,0 +1,85 @@
+"""Who takes part: clients are discovered by asking the nodes, and drawn from (seed, round)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from server.exchange import error_reason, exchange
+from settings.errors import InputError, unknown
+from settings.schema import Settings
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Which node holds which client's data; `node_of` is in sorted order of client ids."""
+
+    node_of: dict[str, int]
+
+    @classmethod
+    def discover(cls, grid: Grid, timeout: float = 60.0) -> "Directory":
+        """Ask every connected node which clients it serves.
+
+        Raises:
+            InputError: No node, a node that cannot open its data, or two nodes with the same client.
+        """
+        questions = [
+            Message(RecordDict({"config": ConfigRecord()}), node_id, MessageType.QUERY)
+            for node_id in grid.get_node_ids()
+        ]
+        if not questions:
+            raise InputError("no node is connected")
+        node_of: dict[str, int] = {}
+        for reply in exchange(grid, questions, timeout):
+            if reply.has_error():
+                raise InputError(error_reason(reply))
+            node = reply.metadata.src_node_id
+            for client_id in reply.content.config_records["clients"]["client-ids"]:  # type: ignore[union-attr]
+                if node_of.setdefault(str(client_id), node) != node:
+                    raise InputError(f"two nodes serve client {client_id!r}; one client, one node")
+        if not node_of:
+            raise InputError("the data holds no client")
+        return cls(dict(sorted(node_of.items())))
+
+
+class Cohort:
+    """The clients of each round: fixed ids, everybody, or sampled without replacement."""
+
+    def __init__(self, directory: Directory, settings: Settings) -> None:
+        self._ids = list(directory.node_of)
+        self._seed = settings.seed
+        self._named = settings.named_clients()
+        for name in self._named:
+            if name not in directory.node_of:
+                raise unknown("client id", name, self._ids)
+        self._size = self._read_size(settings.cohort, "--cohort")
+        self._eval_size = self._read_size(settings.eval_cohort or settings.cohort, "--eval-cohort")
+        self._evaluates_named = bool(self._named) and not settings.eval_cohort
+
+    def _read_size(self, text: str, flag: str) -> int:
+        if text == "all":
+            return len(self._ids)
+        try:
+            size = int(text)
+        except ValueError:
+            raise InputError(f"{flag} must be a number of clients or all, not {text!r}") from None
+        if size < 1:
+            raise InputError(
+                f"{flag} {size} is an empty cohort: at least one client must take part"
+            )
+        # More than there are is everybody, so that one command serves small and large populations.
+        return min(size, len(self._ids))
+
+    def train(self, server_round: int) -> list[str]:
+        """Ids of the clients that train in a round (1, 2, ...), sorted."""
+        return self._named or self._draw(self._size, server_round)
+
+    def evaluate(self) -> list[str]:
+        """Ids of the clients that evaluate: the same in every round, so that the curve compares."""
+        return self._named if self._evaluates_named else self._draw(self._eval_size, 0)
+
+    def _draw(self, size: int, server_round: int) -> list[str]:
+        rng = np.random.default_rng([self._seed, server_round])
+        chosen = rng.choice(len(self._ids), size=size, replace=False, shuffle=False)
+        return [self._ids[index] for index in np.sort(chosen)]

@@ -1,0 +1,161 @@
+"""What a person sees of a run: a progress bar on a terminal, plain lines in a pipe, a closing table."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+
+from flwr.app import Message
+from rich.console import Console as RichConsole
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from server.record import Metrics, RoundRecord
+from settings.schema import Settings
+from tasks.task import Task
+
+_ROWS = 20
+_WIDTH = 80
+
+
+class Console:
+    """Shows a run on standard output.
+
+    Args:
+        settings: The run's settings, as resolved.
+        clients: Clients asked in a round.
+        history: Rounds done before this process.
+    """
+
+    def __init__(self, settings: Settings, clients: int, history: Sequence[RoundRecord]) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._out = RichConsole(highlight=False)
+        if self._out.width > _WIDTH or not self._out.is_terminal:
+            self._out.width = _WIDTH
+        self._progress = Progress(
+            TextColumn("round {task.fields[round]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} clients {task.fields[metrics]}"),
+            TimeRemainingColumn(),
+            console=self._out,
+            disable=not self._out.is_terminal,
+            transient=True,
+        )
+        done = len(history)
+        self._bar = self._progress.add_task(
+            "",
+            total=settings.rounds * clients,
+            completed=done * clients,
+            round=f"{min(done + 1, settings.rounds)}/{settings.rounds}",
+            metrics="",
+        )
+
+    def __enter__(self) -> "Console":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def announce(self, task: Task, sample: str, before: Metrics) -> None:
+        """Say what is going to run, and how the model does before it."""
+        settings = self._settings
+        self._out.print(
+            f"{task.name}: {settings.rounds} rounds, {self._clients} clients a round, "
+            f"batch {settings.batch_size}, {settings.client_optimizer} on clients, "
+            f"{settings.server_optimizer} on the server",
+            soft_wrap=True,
+        )
+        if before:
+            self._out.print(f"before: {describe(before)} on held-out data")
+        self._panel(sample, "written before")
+
+    def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Pass replies on and advance the bar with each."""
+        for reply in replies:
+            yield reply
+            self._progress.advance(self._bar)
+
+    def round_done(self, record: RoundRecord) -> None:
+        """Show a round's metrics."""
+        shown = describe(record.eval or record.train)
+        rounds = self._settings.rounds
+        if self._progress.disable:
+            said = f"train {describe(record.train)}"
+            if record.eval:
+                said += f" | held-out {describe(record.eval)}"
+            self._out.print(
+                f"round {record.round}/{rounds}: {said} | {record.seconds:.1f} s", soft_wrap=True
+            )
+        following = min(record.round + 1, rounds)
+        self._progress.update(
+            self._bar,
+            completed=record.round * self._clients,
+            round=f"{following}/{rounds}",
+            metrics=shown,
+        )
+        for client_id, reason in record.comm["failed"].items():
+            self._out.print(
+                f"round {record.round}: client {client_id} failed: {reason}", soft_wrap=True
+            )
+
+    def conclude(self, history: Sequence[RoundRecord], before: Metrics, sample: str) -> None:
+        """Print the closing table, what the model writes now, and where everything is."""
+        self._out.print(_table(history))
+        self._panel(sample, "written after")
+        after = history[-1].eval if history else {}
+        if before and after:
+            self._out.print(f"held-out data before: {describe(before)}")
+            self._out.print(f"held-out data after:  {describe(after)}")
+        settings = self._settings
+        if settings.save:
+            self._out.print(f"model:       {settings.save}", soft_wrap=True)
+        if settings.json:
+            self._out.print(f"metrics:     {settings.json}", soft_wrap=True)
+        self._out.print(f"TensorBoard: tensorboard --logdir {settings.logdir}", soft_wrap=True)
+
+    def _panel(self, text: str, title: str) -> None:
+        if text:
+            self._out.print(Panel(Text(text), title=title, title_align="left"))
+
+
+def describe(metrics: Metrics) -> str:
+    """`loss 2.1603, accuracy 0.4418`: the values, without the counts."""
+    values = {name: value for name, value in metrics.items() if not name.startswith("num_")}
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items()) or "no data"
+
+
+def _table(history: Sequence[RoundRecord]) -> Table:
+    """Rounds as rows; of a long run the first and the last ones."""
+    evaluated = any(record.eval for record in history)
+    names = [
+        name for name in (history[-1].train if history else {}) if not name.startswith("num_")
+    ][:2]
+    table = Table("round", box=None, pad_edge=False)
+    for side in ("train", "held-out") if evaluated else ("train",):
+        for name in names:
+            table.add_column(f"{side} {name}", justify="right")
+    for title in ("MB down", "MB up", "failed", "seconds"):
+        table.add_column(title, justify="right")
+    shown = [*history]
+    if len(history) > _ROWS:
+        shown = [*history[: _ROWS // 2], *history[-_ROWS // 2 :]]
+    for record in shown:
+        sides = (record.train, record.eval) if evaluated else (record.train,)
+        values = [f"{side[name]:.4f}" if name in side else "" for side in sides for name in names]
+        comm = record.comm
+        traffic = [comm[key] / 8e6 for key in ("broadcasted_bits", "aggregated_bits")]
+        table.add_row(
+            str(record.round),
+            *values,
+            *(f"{megabytes:.2f}" for megabytes in traffic),
+            str(len(comm["failed"])),
+            f"{record.seconds:.1f}",
+        )
+    return table

@@ -1,0 +1,56 @@
+"""Evaluation of the global model: by the clients, or by the server itself."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from torch import nn
+
+from server.exchange import exchange
+from server.strategy import WeightedFedAvg
+from settings.errors import InputError
+from tasks.data import Population, Split
+from tasks.evaluation import evaluate
+from tasks.metrics import Sums, add_sums, finalize
+from tasks.stream import Stream
+from tasks.task import Task
+
+ROUND_TIMEOUT = 3600.0
+"""Seconds that a round's replies are waited for."""
+
+
+def federated_evaluation(
+    strategy: WeightedFedAvg, grid: Grid, arrays: ArrayRecord, server_round: int, split: Split
+) -> dict[str, float]:
+    """Finalized metrics over the evaluation cohort's own data; empty if none of them has a batch.
+
+    Raises:
+        InputError: Every client failed.
+    """
+    config = ConfigRecord({"split": split})
+    messages = strategy.configure_evaluate(server_round, arrays, config, grid)
+    replies = exchange(grid, messages, ROUND_TIMEOUT)
+    metrics = strategy.aggregate_evaluate(server_round, replies)
+    check_answers(strategy, f"evaluation after round {server_round}")
+    return dict(metrics or {})  # type: ignore[arg-type]
+
+
+def centralised_evaluation(
+    task: Task, model: nn.Module, population: Population, client_ids: Iterable[str], stream: Stream
+) -> dict[str, float]:
+    """The same metrics computed by the server, client after client, on data that it holds itself."""
+    totals: Sums = {}
+    rng = np.random.default_rng(0)  # never drawn from: evaluation does not shuffle
+    for client_id in client_ids:
+        prepared = task.prepare(population.examples(client_id))
+        add_sums(totals, evaluate(task, model, stream.batches(prepared, rng)))
+    return finalize(totals, task.metrics)
+
+
+def check_answers(strategy: WeightedFedAvg, what: str) -> None:
+    """Raise InputError if every client of the last exchange failed."""
+    failed = strategy.tally.failed
+    if failed and not strategy.tally.answered:
+        client_id, reason = next(iter(failed.items()))
+        raise InputError(f"{what}: all {len(failed)} clients failed; {client_id}: {reason}")

@@ -1,0 +1,40 @@
+"""Messages out, replies in as they arrive: Flower's own `send_and_receive` polls every 3 seconds."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+
+
+def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+    """Push messages and yield each reply when it arrives, error replies included.
+
+    Args:
+        grid: Where the nodes are.
+        messages: One a client.
+        timeout: Seconds after which what has not come is given up.
+    """
+    return _replies(grid, set(grid.push_messages(messages)), timeout)
+
+
+def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterator[Message]:
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while waiting and time.monotonic() < deadline:
+        arrived = False
+        for reply in grid.pull_messages(waiting):
+            arrived = True
+            waiting.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        pause = _FIRST_PAUSE if arrived else min(pause * 1.5, _LONGEST_PAUSE)
+        if not arrived:
+            time.sleep(pause)
+
+
+def error_reason(reply: Message) -> str:
+    """The last line of an error reply's reason: Flower sends whole stack traces."""
+    lines = (reply.error.reason or "").strip().splitlines()
+    return lines[-1].strip() if lines else f"error {reply.error.code} without a reason"

@@ -1,0 +1,111 @@
+"""What a run leaves behind: TensorBoard logs, checkpoints and a JSON file."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from server.strategy import Tally
+from settings.schema import Settings
+from weights.checkpoint import write_atomically
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, as the JSON file has it.
+
+    Attributes:
+        round: 1, 2, ...
+        train: Finalized training metrics; empty if no client trained.
+        eval: Finalized evaluation metrics; empty where the round has none.
+        comm: Payload bits of training, of this round and cumulative, and what became of the replies.
+        seconds: Wall time of the round, evaluation included.
+    """
+
+    round: int
+    train: Metrics
+    eval: Metrics
+    comm: dict[str, Any]
+    seconds: float
+
+
+def comm_record(tally: Tally, before: list[RoundRecord]) -> dict[str, Any]:
+    """A round's traffic: bits to and from the clients, cumulative over the run as the tutorial plots it."""
+    last = before[-1].comm if before else {}
+    bits = {
+        "broadcasted_bits": 8 * tally.broadcast_bytes,
+        "aggregated_bits": 8 * tally.aggregated_bytes,
+    }
+    total = {f"cumulative_{name}": last.get(f"cumulative_{name}", 0) + bits[name] for name in bits}
+    counts = {
+        "asked": tally.asked,
+        "answered": tally.answered,
+        "empty": tally.empty,
+        "non_finite": tally.non_finite,
+    }
+    return {**bits, **total, **counts, "failed": tally.failed}
+
+
+class Recorder:
+    """Writes TensorBoard scalars and the JSON file while a run goes on.
+
+    Args:
+        settings: The run's settings, as resolved.
+        logdir: TensorBoard folder.
+        history: Rounds before a resumed run's first.
+        before: Evaluation of the initial model.
+    """
+
+    def __init__(
+        self, settings: Settings, logdir: Path, history: list[RoundRecord], before: Metrics
+    ) -> None:
+        self.settings = settings
+        self.history = history
+        self.before = before
+        # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
+        purge = history[-1].round + 1 if history else 0
+        self.board = SummaryWriter(str(logdir), purge_step=purge)
+        table = "\n".join(f"| {key} | {value} |" for key, value in settings.to_config().items())
+        self._text("settings", f"| setting | value |\n|---|---|\n{table}", 0)
+        self.scalars("eval", before, 0)
+
+    def add(self, record: RoundRecord) -> None:
+        """Log a finished round and rewrite the JSON file."""
+        self.history.append(record)
+        self.scalars("train", record.train, record.round)
+        self.scalars("eval", record.eval, record.round)
+        numbers = {key: value for key, value in record.comm.items() if key != "failed"}
+        numbers |= {"failed": len(record.comm["failed"])}
+        self.scalars("comm", numbers, record.round)
+        self.scalars("time", {"seconds": record.seconds}, record.round)
+        if self.settings.json:
+            write_atomically(Path(self.settings.json), lambda file: file.write_text(self._json()))
+
+    def scalars(self, group: str, values: Metrics, server_round: int) -> None:
+        """Log `group/name` for each value."""
+        for name, value in values.items():
+            self.board.add_scalar(f"{group}/{name}", value, server_round)
+
+    def sample(self, text: str, server_round: int) -> None:
+        """Log what the model writes, monospaced."""
+        indented = "\n".join(f"    {line}" for line in text.splitlines())
+        self._text("sample", indented, server_round)
+
+    def close(self) -> None:
+        """Log the hyperparameters with the final metrics, and flush."""
+        last = self.history[-1] if self.history else None
+        final = {f"final/{k}": v for k, v in (last.eval or last.train).items()} if last else {}
+        self.board.add_hparams(self.settings.to_config(), final, run_name=".")
+        self.board.close()
+
+    def _text(self, tag: str, text: str, server_round: int) -> None:
+        self.board.add_text(tag, text, server_round)
+
+    def _json(self) -> str:
+        rounds = [asdict(record) for record in self.history]
+        settings = self.settings.to_config()
+        return json.dumps({"settings": settings, "before": self.before, "rounds": rounds}, indent=1)

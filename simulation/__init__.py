@@ -1,0 +1,1 @@
+"""The roof: a federation inside one process, and the `fedferry` command."""

@@ -1,0 +1,43 @@
+"""A whole federation in this process: the ServerApp over the in-process grid."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import cast
+
+from flwr.app import Context, RecordDict
+
+from client.app import app as client_app
+from server.app import app as server_app
+from server.console import describe
+from server.rounds import Federation
+from settings.schema import Settings
+from simulation.grid import RUN_ID, InProcessGrid
+from tasks.data import Split
+from weights.checkpoint import write_atomically
+
+# What Flower logs about replies the console says as well.
+logging.getLogger("flwr").setLevel(logging.ERROR)
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+
+def simulate(settings: Settings) -> None:
+    """Run server and clients in this process; one node serves the whole population."""
+    grid = InProcessGrid(client_app, settings.to_config())
+    context = Context(RUN_ID, 0, {}, RecordDict(), settings.to_config())
+    server_app(grid=grid, context=context)
+
+
+def evaluate_once(settings: Settings, split: str) -> str:
+    """Evaluate the model of `settings.init` on one split.
+
+    Returns:
+        The metrics as one line of text; `settings.json` gets them as a file.
+    """
+    grid = InProcessGrid(client_app, settings.to_config())
+    metrics = Federation(settings, grid).evaluate(0, cast(Split, split))
+    if settings.json:
+        write_atomically(Path(settings.json), lambda file: file.write_text(json.dumps(metrics)))
+    counts = f"{metrics.get('num_examples', 0)} examples, {metrics.get('num_batches', 0)} batches"
+    return f"{split}: {describe(metrics)} ({counts})"

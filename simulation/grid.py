@@ -1,0 +1,166 @@
+"""A Flower grid inside one process: the real ClientApp, mods and all, without network or polling.
+
+Semantics are those of a SuperLink with SuperNodes: every message gets a content of its own, a node keeps
+its `Context.state` from message to message, an exception becomes an error reply and undoes that message's
+state changes, and a message past its time to live is not delivered.
+"""
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    Context,
+    Error,
+    Message,
+    RecordDict,
+    UserConfig,
+)
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+_FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
+
+
+class InProcessGrid(Grid):
+    """Runs a ClientApp in this process, one message at a time, when its reply is pulled.
+
+    Because a reply exists only once it is asked for, a server that consumes replies one by one never
+    has more than one in memory.
+
+    Args:
+        client_app: Called for every message, so that its mods and its lifespan run.
+        run_config: What `Context.run_config` holds in the ClientApp.
+        node_configs: One node each; what `Context.node_config` holds there.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        run_config: UserConfig,
+        node_configs: Sequence[UserConfig] = ({},),
+    ) -> None:
+        self._client_app = client_app
+        self._contexts = {
+            _FIRST_NODE_ID + index: Context(
+                RUN_ID, _FIRST_NODE_ID + index, dict(config), RecordDict(), dict(run_config)
+            )
+            for index, config in enumerate(node_configs)
+        }
+        self._pending: dict[str, Message] = {}
+        self.set_run(Run.create_empty(RUN_ID))
+
+    def set_run(self, run: Run) -> None:
+        """Set the run; messages that the server creates from now on belong to it."""
+        self._run = run
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = run.run_id
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Deprecated by Flower in favour of `Message(...)`, but part of the interface."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of all nodes; they are always connected."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Take messages for delivery and give each its id."""
+        ids = []
+        for message in messages:
+            message_id = str(uuid.uuid4())
+            message.metadata.__dict__["_message_id"] = message_id
+            self._pending[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Deliver the next message (in the order of pushing) among `message_ids`; return its reply."""
+        wanted = set(message_ids)
+        for message_id in self._pending:
+            if message_id in wanted:
+                return [self._deliver(self._pending.pop(message_id))]
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Push messages and collect the replies that come before `timeout` seconds have passed."""
+        waiting = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            for reply in self.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def _deliver(self, message: Message) -> Message:
+        reply = self._call_client(message)
+        if not reply.has_error() and _expired(message):
+            reply = _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the reply came too late")
+        reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        return reply
+
+    def _call_client(self, message: Message) -> Message:
+        node_id = message.metadata.dst_node_id
+        if node_id not in self._contexts:
+            return _error(message, ErrorCode.NODE_UNAVAILABLE, f"there is no node {node_id}")
+        if _expired(message):
+            return _error(message, ErrorCode.MESSAGE_UNAVAILABLE, "the message expired")
+        kept = self._contexts[node_id]
+        context = Context(
+            kept.run_id, node_id, kept.node_config, _clone(kept.state), dict(kept.run_config)
+        )
+        delivered = Message(metadata=message.metadata, content=_clone(message.content))  # type: ignore[call-overload]
+        try:
+            reply = self._client_app(delivered, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return _error(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+        kept.state = context.state
+        return reply
+
+
+def _expired(message: Message) -> bool:
+    return time.time() > message.metadata.created_at + message.metadata.ttl
+
+
+def _error(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=message)
+
+
+def _clone(content: RecordDict) -> RecordDict:
+    """Records of one's own over the same immutable bytes: nobody's change is seen by another."""
+    copy = RecordDict()
+    for name, arrays in content.array_records.items():
+        copy[name] = ArrayRecord(
+            {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in arrays.items()}
+        )
+    # The other records are small, and may hold lists.
+    for records in (content.metric_records, content.config_records):
+        for name, record in records.items():
+            copy[name] = deepcopy(record)
+    return copy
