@@ -7,8 +7,11 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: run test lint format clean
 
-run: .venv/installed  ## fine-tune the embedded Dickens GRU on the embedded plays
-	$(BIN)/fedferry run shakespeare --rounds 5 --cohort 8 --max-batches 5 --eval-batches 5 \
+STARS := HAMLET_HAMLET,OTHELLO_IAGO,MACBETH_MACBETH,KING_LEAR_KING_LEAR,HENRY_V_KING_HENRY_V,AS_YOU_LIKE_IT_ROSALIND
+
+run: .venv/installed  ## fine-tune the embedded Dickens GRU on six of Shakespeare's characters, offline
+	@mkdir -p runs
+	$(BIN)/fedferry run shakespeare --client-ids $(STARS) --rounds 5 --max-batches 5 \
 	  --logdir runs/dickens-`date +%Y%m%d-%H%M%S` --save runs/dickens-tuned.kerasmodel
 
 test: .venv/installed

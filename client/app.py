@@ -79,6 +79,8 @@ class _Job:
             max_batches=max_batches,
         )
         population = _population(self.settings.task, self.settings.data, self.split)
+        if self.split == "test" and self.client_id not in population:
+            return iter(())
         torch.manual_seed(self.seed)  # dropout
         prepared = self.task.prepare(population.examples(self.client_id))
         return stream.batches(prepared, np.random.default_rng(self.seed))

@@ -100,10 +100,6 @@ class Console:
             round=f"{following}/{rounds}",
             metrics=shown,
         )
-        for client_id, reason in record.comm["failed"].items():
-            self._out.print(
-                f"round {record.round}: client {client_id} failed: {reason}", soft_wrap=True
-            )
 
     def conclude(self, history: Sequence[RoundRecord], before: Metrics, sample: str) -> None:
         """Print the closing table, what the model writes now, and where everything is."""
@@ -137,11 +133,11 @@ def _table(history: Sequence[RoundRecord]) -> Table:
     names = [
         name for name in (history[-1].train if history else {}) if not name.startswith("num_")
     ][:2]
-    table = Table("round", box=None, pad_edge=False)
+    table = Table("round", box=None, pad_edge=False, collapse_padding=True)
     for side in ("train", "held-out") if evaluated else ("train",):
         for name in names:
             table.add_column(f"{side} {name}", justify="right")
-    for title in ("MB down", "MB up", "failed", "seconds"):
+    for title in ("MB down", "MB up", "empty", "failed", "seconds"):
         table.add_column(title, justify="right")
     shown = [*history]
     if len(history) > _ROWS:
@@ -155,6 +151,7 @@ def _table(history: Sequence[RoundRecord]) -> Table:
             str(record.round),
             *values,
             *(f"{megabytes:.2f}" for megabytes in traffic),
+            str(comm["empty"]),
             str(len(comm["failed"])),
             f"{record.seconds:.1f}",
         )

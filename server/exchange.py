@@ -1,5 +1,6 @@
 """Messages out, replies in as they arrive: Flower's own `send_and_receive` polls every 3 seconds."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 
@@ -35,6 +36,8 @@ def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterator[Message]
 
 
 def error_reason(reply: Message) -> str:
-    """The last line of an error reply's reason: Flower sends whole stack traces."""
+    """The last line of an error reply's reason, which is all of a stack trace that says something."""
     lines = (reply.error.reason or "").strip().splitlines()
-    return lines[-1].strip() if lines else f"error {reply.error.code} without a reason"
+    if not lines:
+        return f"error {reply.error.code} without a reason"
+    return re.sub(r"^([\w.]+\.)?InputError: ", "", lines[-1].strip())

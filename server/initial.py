@@ -75,9 +75,9 @@ def _check_fit(task: Task, model: nn.Module, path: Path) -> None:
     try:
         task.loss(model(prepared.inputs), Batch(prepared.inputs, prepared.targets, prepared.mask))
     except (RuntimeError, IndexError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        layers = ", ".join(type(layer).__name__ for layer in model.children())
         raise InputError(
-            f"{path} holds a model of another architecture than task {task.name} needs: {reason}"
-        ) from None
+            f"{path} holds a model of another architecture than task {task.name} needs: {layers}"
+        ) from error
     finally:
         reset_states(model)

@@ -1,6 +1,7 @@
 """What a run leaves behind: TensorBoard logs, checkpoints and a JSON file."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,4 +109,14 @@ class Recorder:
     def _json(self) -> str:
         rounds = [asdict(record) for record in self.history]
         settings = self.settings.to_config()
-        return json.dumps({"settings": settings, "before": self.before, "rounds": rounds}, indent=1)
+        content = {"settings": settings, "before": self.before, "rounds": rounds}
+        return json.dumps(_without_nan(content), indent=1, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a metric of a model that diverged becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,8 +17,8 @@ from simulation.grid import RUN_ID, InProcessGrid
 from tasks.data import Split
 from weights.checkpoint import write_atomically
 
-# What Flower logs about replies the console says as well.
-logging.getLogger("flwr").setLevel(logging.ERROR)
+# Flower reports every step at INFO; failed clients are warnings.
+logging.getLogger("flwr").setLevel(logging.WARNING)
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 

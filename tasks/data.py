@@ -31,6 +31,9 @@ class Population(Protocol):
     def client_ids(self) -> Sequence[str]:
         """All client ids, sorted as TFF sorts them."""
 
+    def __contains__(self, client_id: object) -> bool:
+        """Whether this split has the client: one with training data may have no test data."""
+
     def examples(self, client_id: str) -> Examples:
         """One client's examples, in the file's order; a client without any has empty arrays.
 
@@ -51,6 +54,10 @@ class Lazy:
     def client_ids(self) -> Sequence[str]:
         """All client ids, sorted."""
         return self._client_ids
+
+    def __contains__(self, client_id: object) -> bool:
+        """Whether there is such a client."""
+        return client_id in self._known
 
     def examples(self, client_id: str) -> Examples:
         """One client's examples. InputError for an unknown id or features of different lengths."""

@@ -1,0 +1,184 @@
+"""The command as a user types it: what it prints, and how it refuses what is wrong."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from simulation.cli import main
+
+ROOT = Path(__file__).parents[2]
+Result = tuple[int, str, str]
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def fedferry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """Call the command in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fedferry", *words])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def plays(tmp_path: Path) -> Path:
+    """TFF's layout in small: one client with text, one whose text is too short, one without any."""
+    for split in ("train", "test"):
+        with h5py.File(tmp_path / f"mini_{split}.h5", "w") as file:
+            text = np.array([b"To be, or not to be: that is the question. " * 60], dtype=object)
+            strings = h5py.string_dtype()
+            file.create_dataset("examples/HAMLET/snippets", data=text, dtype=strings)
+            file.create_dataset("examples/GHOST/snippets", data=[b"Boo"], dtype=strings)
+            file.create_dataset("examples/YORICK/snippets", shape=(0,), dtype=strings)
+    return tmp_path / "mini_train.h5"
+
+
+def refused(result: Result, *parts: str) -> None:
+    code, _, err = result
+    assert code == 2
+    assert err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["run", "shakespeare", "--data", "nope_train.h5"], ["nope_train.h5", "no such file"]),
+        (["run", "shakespeare", "--init", "nope.kerasmodel"], ["nope.kerasmodel"]),
+        (["run", "shakespear"], ["'shakespear'", "shakespeare, emnist_lr"]),
+        (["run", "shakespeare:pda=true"], ["'pda'", "pad"]),
+        (["run", "shakespeare:pad=perhaps"], ["pad", "true or false"]),
+        (["run", "no_module:TASK"], ["no_module"]),
+        (["run", "emnist_lr", "--cohrt", "3"], ["--cohrt", "--cohort"]),
+        (["run", "emnist_lr", "--rounds", "many"], ["--rounds", "many"]),
+        (["run", "emnist_lr", "--rounds", "0"], ["--rounds"]),
+        (["run", "emnist_lr", "--weighting", "fair"], ["fair", "examples", "uniform"]),
+        (["run", "emnist_lr", "--cohort", "0"], ["empty cohort"]),
+        (["run", "emnist_lr", "--cohort", "most"], ["--cohort", "most"]),
+        (["run", "emnist_lr", "--batch-size", "-1"], ["--batch-size", "-1"]),
+        (["run", "emnist_lr", "--client-optimizer", "sdg:lr=1"], ["'sdg'", "sgd, adam"]),
+        (["run", "emnist_lr", "--client-optimizer", "sgd"], ["needs lr"]),
+        (["run", "emnist_lr", "--server-optimizer", "adam:lr=x"], ["adam:lr", "'x'"]),
+        (["run", "emnist_lr", "--server-optimizer", "adam:lr=1,beta_1=2"], ["beta_1"]),
+        (["run", "emnist_lr", "--save", "x.h5"], ["x.h5", ".safetensors"]),
+        (["run", "emnist_lr", "--resume"], ["--logdir"]),
+        (["run", "emnist_lr", "--resume", "--logdir", "none"], ["none", "no checkpoint"]),
+        (
+            ["run", "emnist_lr", "--client-ids", "synthetic_0007"],
+            ["synthetic_0007", "nearest are synthetic_000"],
+        ),
+        (["generate", "--prompt", "Grüße"], ["'ü'", "86"]),
+        (["generate", "--temperature", "0"], ["temperature"]),
+        (["convert", "a.h5", "b.h5"], [".safetensors"]),
+        (["export", "a.safetensors", "b.h5", "--template", "c.h5"], ["a.safetensors"]),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value[0], str) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    fedferry: Command, words: list[str], parts: list[str]
+) -> None:
+    refused(fedferry(*words), *parts)
+
+
+def test_a_file_without_examples(fedferry: Command, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "odd_train.h5", "w") as file:
+        file["pictures"] = [1, 2, 3]
+    refused(fedferry("run", "shakespeare", "--data", "odd_train.h5"), "odd_train.h5", "examples")
+
+
+def test_a_checkpoint_of_another_architecture(fedferry: Command) -> None:
+    dickens = str(ROOT / "weights" / "dickens_rnn.batch8.kerasmodel")
+    refused(fedferry("run", "emnist_cnn", "--init", dickens), "another architecture", "emnist_cnn")
+
+
+def test_a_client_without_data_is_skipped_and_counted(fedferry: Command, plays: Path) -> None:
+    code, out, _ = fedferry(
+        *("run", "shakespeare:sequence_length=20", "--data", str(plays), "--cohort", "all"),
+        *("--rounds", "1", "--max-batches", "1", "--json", "run.json", "--logdir", "run"),
+    )
+    assert code == 0, out
+    [round_one] = json.loads(Path("run.json").read_text())["rounds"]
+    assert round_one["comm"]["asked"] == 3
+    assert round_one["comm"]["empty"] == 2
+    assert round_one["train"]["num_examples"] == 8
+    assert round_one["eval"]["num_examples"] > 0
+
+
+def test_readmes_own_task_trains(fedferry: Command, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    [code] = re.findall(r"<!-- my_task.py -->\n```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_task.py").write_text(code)
+    status, out, err = fedferry(
+        *("run", "my_task:TASK", "--data", "none", "--rounds", "5", "--json", "run.json"),
+        *("--logdir", "run", "--save", "mine.safetensors"),
+    )
+    assert status == 0, err
+    run = json.loads(Path("run.json").read_text())
+    assert run["rounds"][-1]["eval"]["accuracy"] > run["before"]["accuracy"] + 0.2
+    assert Path("mine.safetensors").exists()
+    assert "clouds: 5 rounds" in out
+
+
+def test_emnist_on_the_embedded_digits_learns_and_logs(fedferry: Command) -> None:
+    pytest.importorskip("sklearn")
+    code, out, _ = fedferry(
+        *("run", "emnist_lr", "--rounds", "4", "--cohort", "10", "--local-epochs", "5"),
+        *("--json", "run.json", "--logdir", "run"),
+    )
+    assert code == 0
+    run = json.loads(Path("run.json").read_text())
+    assert [item["round"] for item in run["rounds"]] == [1, 2, 3, 4]
+    assert run["rounds"][-1]["eval"]["accuracy"] > run["before"]["accuracy"] + 0.2
+    bits = [item["comm"]["cumulative_aggregated_bits"] for item in run["rounds"]]
+    # 7,850 float32 from each of 10 clients, and a small header for each of two arrays.
+    assert bits[0] == pytest.approx(10 * 7850 * 32, rel=0.01)
+    assert bits == [bits[0] * (index + 1) for index in range(4)]
+    assert list(Path("run").glob("events.out.tfevents.*"))
+    assert "tensorboard --logdir run" in out
+
+
+def test_convert_and_export_bring_back_the_same_arrays(fedferry: Command) -> None:
+    source = ROOT / "weights" / "dickens_rnn.batch8.kerasmodel"
+    assert fedferry("convert", str(source), "d.safetensors")[0] == 0
+    status = fedferry("export", "d.safetensors", "d.kerasmodel", "--template", str(source))
+    assert status[0] == 0, status
+    before, after = h5py.File(source), h5py.File("d.kerasmodel")
+    names: list[str] = []
+    before.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    assert len(names) == 6
+    for name in names:
+        np.testing.assert_array_equal(before[name][()], after[name][()])
+
+
+def test_generate_is_repeatable(fedferry: Command) -> None:
+    first = fedferry("generate", "--length", "20", "--prompt", "To be")
+    assert first[0] == 0
+    assert len(first[1]) == len("To be") + 20 + 1
+    assert fedferry("generate", "--length", "20", "--prompt", "To be") == first
+    assert fedferry("generate", "--length", "20", "--prompt", "To be", "--seed", "1") != first
+
+
+def test_help_teaches(fedferry: Command) -> None:
+    code, out, _ = fedferry("run", "--help")
+    assert code == 0
+    assert "Example" in out
+    for flag in ("--data", "--init", "--cohort", "--client-optimizer", "--resume", "--json"):
+        assert flag in out
