@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from server.strategy import Tally
 from settings.schema import Settings
-from weights.checkpoint import write_atomically
+from weights.checkpoint import replacing
 
 Metrics = dict[str, float]
 
@@ -84,7 +84,8 @@ class Recorder:
         self.scalars("comm", numbers, record.round)
         self.scalars("time", {"seconds": record.seconds}, record.round)
         if self.settings.json:
-            write_atomically(Path(self.settings.json), lambda file: file.write_text(self._json()))
+            with replacing(Path(self.settings.json)) as file:
+                file.write_text(self._json())
 
     def scalars(self, group: str, values: Metrics, server_round: int) -> None:
         """Log `group/name` for each value."""

@@ -15,7 +15,7 @@ from server.rounds import Federation
 from settings.schema import Settings
 from simulation.grid import RUN_ID, InProcessGrid
 from tasks.data import Split
-from weights.checkpoint import write_atomically
+from weights.checkpoint import replacing
 
 # Flower reports every step at INFO; failed clients are warnings.
 logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -38,6 +38,7 @@ def evaluate_once(settings: Settings, split: str) -> str:
     grid = InProcessGrid(client_app, settings.to_config())
     metrics = Federation(settings, grid).evaluate(0, cast(Split, split))
     if settings.json:
-        write_atomically(Path(settings.json), lambda file: file.write_text(json.dumps(metrics)))
+        with replacing(Path(settings.json)) as file:
+            file.write_text(json.dumps(metrics))
     counts = f"{metrics.get('num_examples', 0)} examples, {metrics.get('num_batches', 0)} batches"
     return f"{split}: {describe(metrics)} ({counts})"

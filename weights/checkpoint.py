@@ -2,8 +2,9 @@
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ _HEADER = "fedferry"
 def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
     """Write arrays and a JSON header so that `path` holds either the old file or the whole new one."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(
-        path, lambda file: save_file(contiguous, file, metadata={_HEADER: json.dumps(header)})
-    )
+    with replacing(path) as file:
+        save_file(contiguous, file, metadata={_HEADER: json.dumps(header)})
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
@@ -55,24 +55,22 @@ def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
     return inside or dict(arrays)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it over `path`.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which then replaces `path` in one step; deleted on errors.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: The folder or the disk does not take it.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -5,13 +5,17 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 
 from weights.named import Array, NamedArrays
 
-# Unpacked arrays are read-only views of a message's bytes, and torch only ever reads them.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+# Unpacked arrays are read-only views of a message's bytes, and torch only ever reads them. It warns
+# of the first such array in a process: here, where nobody hears it, whatever filters come later.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"0", np.uint8))
 
 NUMPY_STYPE = "numpy.ndarray"
 
