@@ -22,7 +22,7 @@ class Directory:
         """Ask every connected node which clients it serves.
 
         Raises:
-            InputError: No node, a node that cannot open its data, or two nodes with the same client.
+            InputError: No node, one that is silent or cannot open its data, or two with the same client.
         """
         questions = [
             Message(RecordDict({"config": ConfigRecord()}), node_id, MessageType.QUERY)
@@ -30,14 +30,21 @@ class Directory:
         ]
         if not questions:
             raise InputError("no node is connected")
+        silent = {message.metadata.dst_node_id for message in questions}
         node_of: dict[str, int] = {}
         for reply in exchange(grid, questions, timeout):
             if reply.has_error():
                 raise InputError(error_reason(reply))
             node = reply.metadata.src_node_id
+            silent.discard(node)
             for client_id in reply.content.config_records["clients"]["client-ids"]:  # type: ignore[union-attr]
                 if node_of.setdefault(str(client_id), node) != node:
                     raise InputError(f"two nodes serve client {client_id!r}; one client, one node")
+        if silent:
+            # Going on without them would change every cohort.
+            raise InputError(
+                f"nodes {sorted(silent)} did not say within {timeout:.0f} s whom they serve"
+            )
         if not node_of:
             raise InputError("the data holds no client")
         return cls(dict(sorted(node_of.items())))
@@ -53,6 +60,8 @@ class Cohort:
         for name in self._named:
             if name not in directory.node_of:
                 raise unknown("client id", name, self._ids)
+            if self._named.count(name) > 1:
+                raise InputError(f"--client-ids names {name} twice")
         self._size = self._read_size(settings.cohort, "--cohort")
         self._eval_size = self._read_size(settings.eval_cohort or settings.cohort, "--eval-cohort")
         self._evaluates_named = bool(self._named) and not settings.eval_cohort
@@ -72,7 +81,7 @@ class Cohort:
         return min(size, len(self._ids))
 
     def train(self, server_round: int) -> list[str]:
-        """Ids of the clients that train in a round (1, 2, ...), sorted."""
+        """Ids of the clients that train in a round (1, 2, ...): sorted, or as the user named them."""
         return self._named or self._draw(self._size, server_round)
 
     def evaluate(self) -> list[str]:

@@ -27,9 +27,11 @@ def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterator[Message]
     while waiting and time.monotonic() < deadline:
         arrived = False
         for reply in grid.pull_messages(waiting):
-            arrived = True
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield reply
+            # Never the same reply twice: a duplicate would count twice.
+            if reply.metadata.reply_to_message_id in waiting:
+                arrived = True
+                waiting.remove(reply.metadata.reply_to_message_id)
+                yield reply
         pause = _FIRST_PAUSE if arrived else min(pause * 1.5, _LONGEST_PAUSE)
         if not arrived:
             time.sleep(pause)

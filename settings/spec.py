@@ -5,14 +5,18 @@
 
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from settings.errors import InputError, unknown
+
+_BOOL = inspect.Parameter("value", inspect.Parameter.KEYWORD_ONLY, annotation=bool)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,16 @@ def parse_spec(text: str) -> Spec:
     return Spec(name, options)
 
 
+def split_option(text: str, key: str) -> tuple[str, bool]:
+    """Take a true-or-false option out of a spec: the rest of it, and the option's value."""
+    spec = parse_spec(text)
+    if key not in spec.options:
+        return text, False
+    value = _read(spec.options.pop(key), _BOOL, f"{spec.name}:{key}")
+    options = ",".join(f"{name}={option}" for name, option in spec.options.items())
+    return f"{spec.name}:{options}" if options else spec.name, bool(value)
+
+
 def construct(
     text: str, factories: Mapping[str, Callable[..., Any]], kind: str, *positional: Any
 ) -> Any:
@@ -62,6 +76,8 @@ def construct(
     spec = parse_spec(text)
     if spec.name in factories:
         factory = factories[spec.name]
+    elif spec.name.partition(":")[0] in factories:
+        raise InputError(f"cannot read {text!r}: write NAME:key=value,key=value")
     elif ":" in spec.name:
         factory = _import(spec.name, kind)
         if not callable(factory):
@@ -104,6 +120,8 @@ def _call(factory: Callable[..., Any], spec: Spec, kind: str, positional: tuple[
 def _read(text: str, parameter: inspect.Parameter, where: str) -> Any:
     """Read an option's text as its parameter's annotation (or, lacking one, its default) says."""
     wanted = parameter.annotation
+    if get_args(wanted)[1:] == (NoneType,):
+        wanted = get_args(wanted)[0]
     if wanted not in (int, float, bool, str):
         wanted = type(parameter.default) if parameter.default is not None else str
     if wanted is bool:
@@ -115,7 +133,10 @@ def _read(text: str, parameter: inspect.Parameter, where: str) -> Any:
     if wanted is tuple:
         wanted = _floats
     try:
-        return wanted(text)
+        value = wanted(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("neither NaN nor infinity is a number that any option takes")
+        return value
     except (TypeError, ValueError):
         raise InputError(f"{where} must be {_article(wanted)}, not {text!r}") from None
 
@@ -134,6 +155,8 @@ def _article(wanted: Any) -> str:
 def _import(name: str, kind: str) -> Any:
     """The object that `module:attribute` names; the current folder is searched too."""
     module_name, _, attribute = name.partition(":")
+    if not all(module_name.split(".")):
+        raise InputError(f"unknown {kind} {name!r}: {module_name!r} is not a module's name")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -8,7 +8,8 @@ state changes, and a message past its time to live is not delivered.
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
+from pathlib import Path
 
 from flwr.app import (
     Array,
@@ -24,6 +25,8 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from simulation.node_state import NodeStates
 
 RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
@@ -55,6 +58,7 @@ class InProcessGrid(Grid):
             for index, config in enumerate(node_configs)
         }
         self._pending: dict[str, Message] = {}
+        self._states: NodeStates | None = None
         self.set_run(Run.create_empty(RUN_ID))
 
     def set_run(self, run: Run) -> None:
@@ -90,7 +94,7 @@ class InProcessGrid(Grid):
         for message in messages:
             message_id = str(uuid.uuid4())
             message.metadata.__dict__["_message_id"] = message_id
-            self._pending[message_id] = message
+            self._pending[message_id] = _sent(message)
             ids.append(message_id)
         return ids
 
@@ -115,6 +119,17 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
+    def save_states(self, folder: Path, server_round: int) -> None:
+        """Write what nodes remember after a round (`server.state.KeepsStates`)."""
+        if self._states is None:
+            self._states = NodeStates(folder)
+        self._states.save(server_round, {i: context.state for i, context in self._contexts.items()})
+
+    def load_states(self, folder: Path, server_round: int) -> None:
+        """Let nodes remember what they did after that round."""
+        for node_id, state in NodeStates(folder).load(server_round).items():
+            self._contexts[node_id].state = state
+
     def _deliver(self, message: Message) -> Message:
         reply = self._call_client(message)
         if not reply.has_error() and _expired(message):
@@ -130,18 +145,23 @@ class InProcessGrid(Grid):
             return _error(message, ErrorCode.MESSAGE_UNAVAILABLE, "the message expired")
         kept = self._contexts[node_id]
         context = Context(
-            kept.run_id, node_id, kept.node_config, _clone(kept.state), dict(kept.run_config)
+            kept.run_id, node_id, dict(kept.node_config), _clone(kept.state), dict(kept.run_config)
         )
-        delivered = Message(metadata=message.metadata, content=_clone(message.content))  # type: ignore[call-overload]
         try:
-            reply = self._client_app(delivered, context)
+            reply = self._client_app(_sent(message), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             return _error(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-        kept.state = context.state
+        kept.state = _clone(context.state)
         return reply
+
+
+def _sent(message: Message) -> Message:
+    """A message as the other side gets it: what either side changes, the other does not see."""
+    own: Message = Message(metadata=copy(message.metadata), content=_clone(message.content))  # type: ignore[call-overload]
+    return own
 
 
 def _expired(message: Message) -> bool:
@@ -154,13 +174,13 @@ def _error(message: Message, code: int, reason: str) -> Message:
 
 def _clone(content: RecordDict) -> RecordDict:
     """Records of one's own over the same immutable bytes: nobody's change is seen by another."""
-    copy = RecordDict()
+    own = RecordDict()
     for name, arrays in content.array_records.items():
-        copy[name] = ArrayRecord(
+        own[name] = ArrayRecord(
             {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in arrays.items()}
         )
     # The other records are small, and may hold lists.
     for records in (content.metric_records, content.config_records):
         for name, record in records.items():
-            copy[name] = deepcopy(record)
-    return copy
+            own[name] = deepcopy(record)
+    return own

@@ -41,7 +41,7 @@ class Batch:
         """Examples with at least one target that counts."""
         if self.mask is None:
             return len(self.inputs)
-        return int(self.mask.flatten(1).any(dim=1).sum())
+        return int(self.mask.unsqueeze(-1).flatten(1).any(dim=1).sum())
 
     @property
     def num_targets(self) -> int:

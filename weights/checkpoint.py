@@ -20,7 +20,10 @@ _HEADER = "fedferry"
 
 def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
     """Write arrays and a JSON header so that `path` holds either the old file or the whole new one."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Reshaped because numpy makes a vector of a scalar.
+    contiguous = {
+        name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
+    }
     with replacing(path) as file:
         save_file(contiguous, file, metadata={_HEADER: json.dumps(header)})
 
@@ -36,12 +39,14 @@ def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            if _HEADER not in metadata:
+                raise InputError(
+                    f"{path} was not written by fedferry: its header says nothing of it"
+                )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        return arrays, json.loads(metadata[_HEADER])
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a safetensors file, or is damaged: {error}") from None
-    if _HEADER not in metadata:
-        raise InputError(f"{path} was not written by fedferry: its header says nothing of it")
-    return arrays, json.loads(metadata[_HEADER])
 
 
 def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:

@@ -65,11 +65,12 @@ def check_names(given: Mapping[str, Any], wanted: Mapping[str, Any], source: str
 def is_finite(arrays: Mapping[str, Array]) -> bool:
     """Whether no array holds a NaN or an infinity."""
     # A sum is non-finite if any term is, and costs no temporary; only a sum that overflows needs the full look.
-    return all(
-        np.isfinite(np.sum(array)) or bool(np.isfinite(array).all())
-        for array in arrays.values()
-        if np.issubdtype(array.dtype, np.floating)
-    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(
+            np.isfinite(np.sum(array)) or bool(np.isfinite(array).all())
+            for array in arrays.values()
+            if np.issubdtype(array.dtype, np.floating)
+        )
 
 
 def fingerprint(arrays: Mapping[str, Array]) -> str:

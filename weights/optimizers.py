@@ -176,6 +176,8 @@ def sgd(
     parameters: Iterable[Tensor], lr: float, momentum: float = 0.0, nesterov: bool = False
 ) -> Optimizer:
     """`tff.learning.optimizers.build_sgdm`; torch's SGD agrees with it."""
+    if momentum > 1:
+        raise ValueError(f"momentum must be at most 1, but is {momentum}")
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov)
 
 

@@ -1,0 +1,64 @@
+"""Node states on disk: what clients remember between rounds outlives the process, as in a SuperNode."""
+
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from flwr.app import RecordDict
+
+from weights.checkpoint import read_checkpoint, write_checkpoint
+from weights.wire import claimed, pack, unpack
+
+_KEPT_ROUNDS = 3
+
+
+class NodeStates:
+    """Writes the array records of nodes' states, each when it has changed, as one file a round.
+
+    `FOLDER/NODE/RECORD/round-NNNNNN.safetensors`: the state after a round is, for every record, the
+    newest file up to that round.
+
+    Args:
+        folder: Where the files go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: dict[tuple[int, str], list[bytes]] = {}
+
+    def save(self, server_round: int, states: dict[int, RecordDict]) -> None:
+        """Write what has changed since the last call."""
+        for node_id, state in states.items():
+            for name, record in state.array_records.items():
+                data = [array.data for array in record.values()]
+                before = self._written.get((node_id, name))
+                # The same bytes objects: a state that no message touched. Comparing them costs nothing.
+                if before and all(a is b for a, b in zip(data, before, strict=True)):
+                    continue
+                place = self._folder / str(node_id) / quote(name, safe="")
+                arrays = unpack(record, like=claimed(record))
+                write_checkpoint(place / f"round-{server_round:06d}.safetensors", arrays, {})
+                self._written[node_id, name] = data
+                _prune(place, server_round)
+
+    def load(self, server_round: int) -> dict[int, RecordDict]:
+        """The states after a round; InputError if a file is damaged."""
+        states: dict[int, RecordDict] = {}
+        last = f"round-{server_round:06d}.safetensors"
+        for place in sorted(self._folder.glob("*/*")):
+            versions = [file for file in _versions(place) if file.name <= last]
+            if versions:
+                arrays, _ = read_checkpoint(versions[-1])
+                node_id, name = int(place.parent.name), unquote(place.name)
+                states.setdefault(node_id, RecordDict())[name] = pack(arrays)
+        return states
+
+
+def _versions(place: Path) -> list[Path]:
+    return sorted(place.glob("round-*.safetensors"))
+
+
+def _prune(place: Path, server_round: int) -> None:
+    """Drop versions that no checkpoint which is still kept can need."""
+    oldest = f"round-{max(server_round - _KEPT_ROUNDS, 0):06d}.safetensors"
+    for file in [file for file in _versions(place) if file.name <= oldest][:-1]:
+        file.unlink()

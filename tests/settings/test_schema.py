@@ -1,0 +1,56 @@
+"""The settings of a run, as Flower's run config has them."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from settings.errors import InputError
+from settings.schema import Settings
+
+
+def test_run_config_round_trip() -> None:
+    settings = Settings(task="emnist_lr", local_epochs=3, shuffle=False, client_ids="a,b", seed=7)
+    config = settings.to_config()
+    assert config["local-epochs"] == 3
+    assert config["shuffle"] is False
+    assert len(config) == len(fields(Settings))
+    assert Settings.from_config(config) == settings
+
+
+def test_what_is_not_given_keeps_its_default() -> None:
+    assert Settings.from_config({"rounds": 3}) == Settings(rounds=3)
+    assert Settings.from_config({}) == Settings()
+
+
+def test_flower_knows_the_types_of_every_setting() -> None:
+    for value in Settings().to_config().values():
+        assert type(value) in (str, int, float, bool)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"local_epochs": 2}, "^unknown setting 'local_epochs': the nearest are local-epochs"),
+        ({"client-optimiser": "sgd"}, "unknown setting 'client-optimiser': .*client-optimizer"),
+        ({"rounds": "3"}, "^setting rounds must be int, not '3'$"),
+        ({"rounds": True}, "^setting rounds must be int, not True$"),
+        ({"shuffle": 1}, "^setting shuffle must be bool, not 1$"),
+        ({"cohort": 10}, "^setting cohort must be str, not 10$"),
+        ({"weighting": "sizes"}, "^unknown --weighting 'sizes': choose from examples, uniform$"),
+        ({"evaluation": "central"}, "unknown --evaluation 'central'"),
+        ({"batch-size": -1}, "^--batch-size must not be negative, but is -1$"),
+        ({"seed": -1}, "^--seed must not be negative"),
+        ({"rounds": 0}, "--rounds and --local-epochs must be at least 1"),
+        ({"local-epochs": 0}, "--rounds and --local-epochs must be at least 1"),
+        ({"resume": True}, "^--resume needs --logdir"),
+    ],
+)
+def test_mistakes(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Settings.from_config(config)
+
+
+def test_named_clients() -> None:
+    assert Settings().named_clients() == []
+    assert Settings(client_ids=" b, a ,,").named_clients() == ["b", "a"]

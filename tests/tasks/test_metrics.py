@@ -1,0 +1,132 @@
+"""Metrics as sums over batches and clients."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tasks.metrics import (
+    ACCURACY,
+    Metric,
+    MetricSums,
+    Sums,
+    add_sums,
+    classification_loss,
+    finalize,
+    ratio,
+)
+from tasks.stream import Batch
+
+
+def logits(*classes: int) -> Tensor:
+    """Logits of 3 classes that choose these."""
+    return torch.nn.functional.one_hot(torch.tensor(classes), 3).float() * 2
+
+
+def count(outputs: Tensor, batch: Batch) -> Sums:
+    sums = MetricSums({"accuracy": ACCURACY})
+    sums.add(outputs, classification_loss(outputs, batch), batch)
+    return sums.sums()
+
+
+def test_loss_is_mean_cross_entropy() -> None:
+    scores = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    batch = Batch(torch.zeros(2, 1), torch.tensor([0, 2]))
+    expected = np.mean(
+        [-s[t] + np.log(np.exp(s).sum()) for s, t in zip(scores, [0, 2], strict=True)]
+    )
+    loss = classification_loss(torch.tensor(scores), batch)
+    assert math.isclose(loss.item(), expected, rel_tol=1e-9)
+
+
+def test_sums_of_batches_weigh_by_targets() -> None:
+    sums = MetricSums({"accuracy": ACCURACY})
+    for outputs, targets in ((logits(0, 1, 2, 0), [0, 1, 2, 1]), (logits(2), [0])):
+        batch = Batch(torch.zeros(len(targets), 1), torch.tensor(targets))
+        sums.add(outputs, torch.tensor(float(len(targets))), batch)
+    assert sums.sums() == {
+        "loss": [4 * 4.0 + 1 * 1.0, 5.0],
+        "accuracy": [3.0, 5.0],
+        "num_examples": [5.0],
+        "num_batches": [2.0],
+    }
+    assert finalize(sums.sums(), {"accuracy": ACCURACY}) == {
+        "loss": 3.4,
+        "accuracy": 0.6,
+        "num_examples": 5,
+        "num_batches": 2,
+    }
+
+
+def test_text_counts_characters_but_weighs_sequences() -> None:
+    outputs = logits(0, 1, 2, 0, 1, 1).reshape(2, 3, 3)
+    batch = Batch(torch.zeros(2, 3), torch.tensor([[0, 1, 0], [0, 0, 0]]))
+    sums = count(outputs, batch)
+    assert sums["accuracy"] == [3.0, 6.0]
+    assert sums["loss"][1] == 6.0
+    assert sums["num_examples"] == [2.0]
+
+
+def test_what_is_masked_changes_nothing() -> None:
+    targets = torch.tensor([[0, 1], [2, 0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    outputs = logits(0, 1, 1, 2).reshape(2, 2, 3)
+    sums = count(outputs, Batch(torch.zeros(2, 2), targets, mask))
+    plain = count(logits(0, 1, 1), Batch(torch.zeros(3, 1), torch.tensor([0, 1, 2])))
+    assert sums["accuracy"] == [2.0, 3.0] == plain["accuracy"]
+    assert sums["loss"] == pytest.approx(plain["loss"])
+    outputs[1, 1] = torch.tensor([-50.0, 50.0, 0.0])
+    assert count(outputs, Batch(torch.zeros(2, 2), targets, mask)) == sums
+
+
+def test_masked_targets_give_no_gradient() -> None:
+    outputs = logits(0, 1, 2).requires_grad_()
+    mask = torch.tensor([True, False, True])
+    classification_loss(outputs, Batch(torch.zeros(3, 1), torch.tensor([1, 1, 1]), mask)).backward()  # type: ignore[no-untyped-call]
+    assert outputs.grad is not None
+    assert outputs.grad.abs().sum(dim=1).bool().tolist() == [True, False, True]
+
+
+def test_sums_over_clients() -> None:
+    totals: Sums = {}
+    add_sums(totals, {"loss": [1.0, 2.0], "accuracy": [1.0, 2.0]})
+    add_sums(totals, {"loss": [5.0, 1.0], "accuracy": [0.0, 1.0]})
+    assert totals == {"loss": [6.0, 3.0], "accuracy": [1.0, 3.0]}
+    with pytest.raises(ValueError, match="zip"):
+        add_sums(totals, {"loss": [1.0]})
+
+
+def test_sums_stay_exact_and_need_no_batch() -> None:
+    sums = MetricSums({})
+    assert sums.sums() == {}
+    assert finalize({}, {"accuracy": ACCURACY}) == {}
+    batch = Batch(torch.zeros(1, 1), torch.zeros(1, 1))
+    large = MetricSums({"big": Metric(lambda outputs, batch: [torch.tensor(2.0**24)])})
+    for _ in range(3):
+        large.add(torch.zeros(1), torch.tensor(1.0), batch)
+    large_plus_one = MetricSums({"big": Metric(lambda outputs, batch: [1.0])})
+    large_plus_one.add(torch.zeros(1), torch.tensor(1.0), batch)
+    totals = large.sums()
+    add_sums(totals, large_plus_one.sums())
+    assert totals["big"] == [3 * 2.0**24 + 1]
+
+
+def test_a_metric_of_ones_own() -> None:
+    """Root of the mean square: two sums and another finalizer."""
+
+    def squares(outputs: Tensor, batch: Batch) -> list[Tensor | float]:
+        return [(outputs - batch.targets).square().sum(), float(len(outputs))]
+
+    metric = Metric(squares, lambda sums: math.sqrt(sums[0] / sums[1]))
+    sums = MetricSums({"rmse": metric})
+    for outputs, targets in (([1.0, 2.0], [0.0, 0.0]), ([3.0], [1.0])):
+        batch = Batch(torch.zeros(len(targets), 1), torch.tensor(targets))
+        sums.add(torch.tensor(outputs), torch.tensor(0.5), batch)
+    assert finalize(sums.sums(), {"rmse": metric})["rmse"] == math.sqrt((1 + 4 + 4) / 3)
+
+
+def test_nothing_counted_is_not_a_number() -> None:
+    assert math.isnan(ratio([0.0, 0.0]))
+    assert ratio([1.0, 4.0]) == 0.25

@@ -1,0 +1,93 @@
+"""Checkpoint files: what is written is read back, whole or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+
+from settings.errors import InputError
+from weights.checkpoint import model_arrays, read_checkpoint, replacing, write_checkpoint
+from weights.named import NamedArrays, fingerprint
+
+ARRAYS: NamedArrays = {
+    "w": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+    "strided": np.arange(10, dtype=np.float32)[::3],
+    "count": np.array(7, np.int64),
+    "empty": np.zeros((0, 3), np.float32),
+}
+HEADER = {"architecture": "", "rounds": [{"loss": 0.1 + 0.2}], "name": "Grüße"}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "model.safetensors"
+    write_checkpoint(path, ARRAYS, HEADER)
+    arrays, header = read_checkpoint(path)
+    assert header == HEADER
+    assert fingerprint(arrays) == fingerprint(ARRAYS)
+    assert arrays["count"].shape == ()
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("the power went out")
+
+    with pytest.raises(RuntimeError, match="power"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/below.safetensors: cannot be written: "):
+        write_checkpoint(tmp_path / "file" / "below.safetensors", ARRAYS, {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"/folder: cannot be written: "):
+        write_checkpoint(tmp_path / "folder", ARRAYS, {})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(InputError, match=r"model.safetensors: no such file$"):
+        read_checkpoint(path)
+    write_checkpoint(path, ARRAYS, HEADER)
+    whole = path.read_bytes()
+    for length in (0, 4, 40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="is not a safetensors file, or is damaged"):
+            read_checkpoint(path)
+
+
+def test_files_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": np.ones(2)}, path)
+    with pytest.raises(InputError, match="was not written by fedferry"):
+        read_checkpoint(path)
+    save_torch({"w": torch.ones(2, dtype=torch.bfloat16)}, path)
+    with pytest.raises(InputError, match="was not written by fedferry"):
+        read_checkpoint(path)
+    save_file({"w": np.ones(2)}, path, metadata={"fedferry": "{not json"})
+    with pytest.raises(InputError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_model_arrays_of_a_saved_model_and_of_a_run() -> None:
+    model = {"dense.weight": ARRAYS["w"]}
+    assert model_arrays(model) == model
+    run = {"weights/dense.weight": ARRAYS["w"], "optimizer/0/step": ARRAYS["count"]}
+    assert model_arrays(run) == model
