@@ -1,0 +1,1 @@
+"""Codecs: how a model update's tensors become fewer bytes, and arrays again."""
