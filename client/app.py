@@ -10,7 +10,9 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from client.mods import compress
 from client.update import local_update
+from settings.errors import InputError
 from settings.schema import Settings
 from tasks.catalogue import load_task
 from tasks.data import Population, Split
@@ -26,18 +28,14 @@ app = ClientApp()
 @app.query()
 def announce(message: Message, context: Context) -> Message:
     """Tell which clients' data this node holds."""
-    settings = Settings.from_config(context.run_config)
-    population = _population(settings.task, settings.data, "train")
-    partition = int(context.node_config.get("partition-id", 0))
-    partitions = int(context.node_config.get("num-partitions", 1))
-    ids = list(population.client_ids)[partition::partitions]
+    ids = _served(Settings.from_config(context.run_config), context)
     return Message(RecordDict({"clients": ConfigRecord({"client-ids": ids})}), reply_to=message)
 
 
-@app.train()
+@app.train(mods=[compress])
 def train(message: Message, context: Context) -> Message:
     """Train the broadcast model on one client's examples; reply with the model update."""
-    job = _Job(message, context)
+    job = _Job(message, context, default_split="train")
     settings = job.settings
     batches = job.batches(settings.local_epochs, settings.max_batches, shuffles=settings.shuffle)
     optimizer = settings.client_optimizer or job.task.client_optimizer
@@ -48,25 +46,28 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate_model(message: Message, context: Context) -> Message:
     """Evaluate the broadcast model on one client's examples of the split that the message names."""
-    job = _Job(message, context)
+    job = _Job(message, context, default_split="test")
     batches = job.batches(1, job.settings.eval_batches, shuffles=False)
     load_arrays(job.model, job.weights, "the broadcast model")
     return _reply(message, {}, evaluate(job.task, job.model, batches))
 
 
 class _Job:
-    """What a message asks for: the task, the model, the broadcast weights, the client's batches."""
+    """What a message asks for: the task, the model, the broadcast weights, the client's batches.
 
-    def __init__(self, message: Message, context: Context) -> None:
+    Strategies of Flower's own name neither client nor split: then it is the node's only client.
+    """
+
+    def __init__(self, message: Message, context: Context, default_split: Split) -> None:
         self.settings = Settings.from_config(context.run_config)
         config = message.content.config_records["config"]
-        self.client_id = str(config["client-id"])
-        self.split = cast(Split, config["split"])
+        self.client_id = str(config.get("client-id") or _only_client(self.settings, context))
+        self.split = cast(Split, config.get("split", default_split))
         # The same for the same seed, round and client, wherever it runs.
         server_round = cast(int, config["server-round"])
         self.seed = client_seed(self.settings.seed, server_round, self.client_id)
         self.task = load_task(self.settings.task)
-        self.model = _model(self.settings.task, str(config["architecture"]))
+        self.model = _model(self.settings.task, str(config.get("architecture", "")))
         self.weights = unpack(message.content.array_records["arrays"], like=arrays_of(self.model))
 
     def batches(self, local_epochs: int, max_batches: int, *, shuffles: bool) -> Iterator[Batch]:
@@ -84,6 +85,24 @@ class _Job:
         torch.manual_seed(self.seed)  # dropout
         prepared = self.task.prepare(population.examples(self.client_id))
         return stream.batches(prepared, np.random.default_rng(self.seed))
+
+
+def _served(settings: Settings, context: Context) -> list[str]:
+    """Ids of the clients whose data this node holds: its share of the population."""
+    population = _population(settings.task, settings.data, "train")
+    partition = int(context.node_config.get("partition-id", 0))
+    partitions = int(context.node_config.get("num-partitions", 1))
+    return list(population.client_ids)[partition::partitions]
+
+
+def _only_client(settings: Settings, context: Context) -> str:
+    served = _served(settings, context)
+    if len(served) != 1:
+        raise InputError(
+            f"the message names no client and this node serves {len(served)}: with a strategy of "
+            "Flower's own, a node serves one client (num-partitions = number of clients)"
+        )
+    return served[0]
 
 
 def _reply(message: Message, update: NamedArrays, sums: Sums) -> Message:

@@ -8,11 +8,14 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from server.meter import Traffic
 from server.strategy import Tally
 from settings.schema import Settings
 from weights.checkpoint import replacing
 
 Metrics = dict[str, float]
+METRICS = "metrics.json"
+"""The JSON file in every logdir; `--json` gets the same."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class RoundRecord:
         round: 1, 2, ...
         train: Finalized training metrics; empty if no client trained.
         eval: Finalized evaluation metrics; empty where the round has none.
-        comm: Payload bits of training, of this round and cumulative, and what became of the replies.
+        comm: Bits of training, of this round and cumulative, as array payload and as whole messages;
+            and what became of the replies.
+        aggregator: Norms that zeroing and clipping applied, and how many updates they touched.
         seconds: Wall time of the round, evaluation included.
     """
 
@@ -31,22 +36,21 @@ class RoundRecord:
     train: Metrics
     eval: Metrics
     comm: dict[str, Any]
+    aggregator: Metrics
     seconds: float
 
 
-def comm_record(tally: Tally, before: list[RoundRecord]) -> dict[str, Any]:
+def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> dict[str, Any]:
     """A round's traffic: bits to and from the clients, cumulative over the run as the tutorial plots it."""
     last = before[-1].comm if before else {}
-    bits = {
-        "broadcasted_bits": 8 * tally.broadcast_bytes,
-        "aggregated_bits": 8 * tally.aggregated_bytes,
-    }
+    bits = {f"{name}_bits": 8 * count for name, count in asdict(traffic).items()}
     total = {f"cumulative_{name}": last.get(f"cumulative_{name}", 0) + bits[name] for name in bits}
     counts = {
         "asked": tally.asked,
         "answered": tally.answered,
         "empty": tally.empty,
         "non_finite": tally.non_finite,
+        "update_non_finite": tally.update_non_finite,
     }
     return {**bits, **total, **counts, "failed": tally.failed}
 
@@ -65,6 +69,7 @@ class Recorder:
         self, settings: Settings, logdir: Path, history: list[RoundRecord], before: Metrics
     ) -> None:
         self.settings = settings
+        self._logdir = logdir
         self.history = history
         self.before = before
         # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
@@ -75,17 +80,19 @@ class Recorder:
         self.scalars("eval", before, 0)
 
     def add(self, record: RoundRecord) -> None:
-        """Log a finished round and rewrite the JSON file."""
+        """Log a finished round and rewrite the JSON files."""
         self.history.append(record)
         self.scalars("train", record.train, record.round)
         self.scalars("eval", record.eval, record.round)
         numbers = {key: value for key, value in record.comm.items() if key != "failed"}
         numbers |= {"failed": len(record.comm["failed"])}
         self.scalars("comm", numbers, record.round)
+        self.scalars("aggregator", record.aggregator, record.round)
         self.scalars("time", {"seconds": record.seconds}, record.round)
-        if self.settings.json:
-            with replacing(Path(self.settings.json)) as file:
-                file.write_text(self._json())
+        for path in (self._logdir / METRICS, Path(self.settings.json)):
+            if path.name:
+                with replacing(path) as file:
+                    file.write_text(self._json())
 
     def scalars(self, group: str, values: Metrics, server_round: int) -> None:
         """Log `group/name` for each value."""

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from server.cohort import Cohort, Directory
+from server.compression import DEFAULT_CODECS, make_aggregator
 from server.console import Console
 from server.evaluation import (
     ROUND_TIMEOUT,
@@ -19,8 +20,9 @@ from server.evaluation import (
 )
 from server.exchange import exchange
 from server.initial import architecture_of, check_target, checkpoint_of, initial_model, save_final
+from server.meter import Traffic
 from server.record import Metrics, Recorder, RoundRecord, comm_record
-from server.state import load_state, save_state
+from server.state import KeepsStates, load_state, save_state
 from server.strategy import WeightedFedAvg
 from settings.errors import InputError
 from settings.schema import Settings
@@ -57,6 +59,7 @@ class Federation:
             directory=directory,
             cohort=self.cohort,
         )
+        self.aggregator = make_aggregator(self.settings, self.strategy, trainable_names(self.model))
 
     def run(self) -> None:
         """Train, and leave logs, checkpoints, the JSON file and the final model behind."""
@@ -85,6 +88,9 @@ class Federation:
         if self.settings.resume:
             weights, header = load_state(folder, self.settings, self.strategy.optimizer)
             self.strategy.load(weights)
+            self.aggregator.load_state(header["aggregator"])
+            if isinstance(self.grid, KeepsStates):
+                self.grid.load_states(folder / "states", header["round"])
             return [RoundRecord(**item) for item in header["rounds"]], header["before"]
         if folder.exists():
             raise InputError(
@@ -98,16 +104,26 @@ class Federation:
     ) -> RoundRecord:
         started = time.perf_counter()
         arrays = pack(self.strategy.weights)
-        messages = self.strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
+        aggregator = self.aggregator
+        messages = list(aggregator.configure_train(server_round, arrays, ConfigRecord(), self.grid))
+        traffic = Traffic()
+        traffic.count_sent(messages)
         replies = console.watch(exchange(self.grid, messages, ROUND_TIMEOUT))
-        _, metrics = self.strategy.aggregate_train(server_round, replies)
+        _, metrics = aggregator.aggregate_train(server_round, traffic.count_received(replies))
         check_answers(self.strategy, f"round {server_round}")
-        comm = comm_record(self.strategy.tally, history)
+        comm = comm_record(self.strategy.tally, traffic, history)
         every = self.settings.eval_every
         due = every and (server_round % every == 0 or server_round == self.settings.rounds)
         evaluated = self.evaluate(server_round) if due else {}
         seconds = time.perf_counter() - started
-        return RoundRecord(server_round, dict(metrics or {}), evaluated, comm, seconds)  # type: ignore[arg-type]
+        return RoundRecord(
+            server_round,
+            dict(metrics or {}),  # type: ignore[arg-type]
+            evaluated,
+            comm,
+            aggregator.measurements,
+            seconds,
+        )
 
     def evaluate(self, server_round: int, split: Split = "test") -> Metrics:
         """Finalized metrics of the model over the evaluation cohort, federated or centralised."""
@@ -135,9 +151,13 @@ class Federation:
         load_arrays(self.model, self.strategy.weights, "the global model")
 
     def _checkpoint(self, folder: Path, server_round: int, recorder: Recorder) -> None:
+        # Before the checkpoint itself: states of a round that has none are never read.
+        if isinstance(self.grid, KeepsStates):
+            self.grid.save_states(folder / "states", server_round)
         header: dict[str, Any] = {
             "settings": self.settings.to_config(),
             "architecture": architecture_of(self.model),
+            "aggregator": self.aggregator.state(),
             "before": recorder.before,
             "rounds": [asdict(record) for record in recorder.history],
         }
@@ -151,6 +171,7 @@ def resolve(settings: Settings, task: Task) -> Settings:
         settings,
         batch_size=settings.batch_size or task.batch_size,
         client_optimizer=settings.client_optimizer or task.client_optimizer,
+        codec=settings.codec or DEFAULT_CODECS[settings.aggregator],
         logdir=settings.logdir or time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"),
     )
     make_optimizer(resolved.client_optimizer, [torch.zeros(1)], "client optimizer")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.optim import Optimizer
@@ -17,6 +17,17 @@ _FREE = {"rounds", "logdir", "save", "json", "resume"} | {
     f"eval{suffix}" for suffix in ("uation", "-every", "-cohort", "-batches")
 }
 """Settings that a resumed run may change: they do not touch the training of earlier rounds."""
+
+
+@runtime_checkable
+class KeepsStates(Protocol):
+    """A grid whose nodes' states live and die with this process: they belong to the checkpoint."""
+
+    def save_states(self, folder: Path, server_round: int) -> None:
+        """Write what nodes remember after a round."""
+
+    def load_states(self, folder: Path, server_round: int) -> None:
+        """Let nodes remember what they did after that round."""
 
 
 def save_state(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from logging import INFO, WARNING
 from typing import TypeVar
 
@@ -20,7 +19,7 @@ from server.exchange import error_reason
 from tasks.metrics import Metric, Sums, add_sums, finalize
 from weights.named import Array, NamedArrays, is_finite
 from weights.optimizers import make_optimizer
-from weights.wire import WireError, pack, payload_bytes, unpack
+from weights.wire import WireError, pack, unpack
 
 Record = TypeVar("Record")
 
@@ -34,18 +33,16 @@ class Tally:
         answered: Clients whose reply was read.
         empty: Clients among them that had no batch of data; their weight is zero.
         non_finite: Clients among them whose update held a NaN or an infinity; weight zero, as in TFF.
+        update_non_finite: 1 if the mean was not finite, so that the model stayed as it was.
         failed: Client -> why its reply was an error or was refused.
-        broadcast_bytes: Payload to all clients.
-        aggregated_bytes: Payload of all replies.
     """
 
     asked: int = 0
     answered: int = 0
     empty: int = 0
     non_finite: int = 0
+    update_non_finite: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    broadcast_bytes: int = 0
-    aggregated_bytes: int = 0
 
 
 class WeightedFedAvg(Strategy):
@@ -91,7 +88,6 @@ class WeightedFedAvg(Strategy):
         self._cohort = cohort
         self._sent: list[tuple[str, Message]] = []
         self.tally = Tally()
-        self.non_finite_rounds = 0
 
     @property
     def weights(self) -> NamedArrays:
@@ -146,8 +142,7 @@ class WeightedFedAvg(Strategy):
             content = RecordDict({"arrays": arrays, "config": settings})
             node_id = self._directory.node_of[client_id]
             self._sent.append((client_id, Message(content, node_id, message_type)))
-        sent = len(client_ids)
-        self.tally = Tally(asked=sent, broadcast_bytes=sent * payload_bytes(arrays))
+        self.tally = Tally(asked=len(client_ids))
         return [message for _, message in self._sent]
 
     def aggregate_train(
@@ -157,19 +152,19 @@ class WeightedFedAvg(Strategy):
         mean = WeightedMean(self._trained)
         totals: Sums = {}
         for update, sums in self._read(replies, self._trained):
-            if not is_finite(update) or not all(map(math.isfinite, chain(*sums.values()))):
+            add_sums(totals, sums)
+            if not is_finite(update):
                 self.tally.non_finite += 1
                 continue
             examples = sums["num_examples"][0]
             mean.add(update, examples if self._weighting == "examples" else 1.0)
-            add_sums(totals, sums)
         if mean.total_weight:
             self._step(mean.mean())
         return pack(self.weights), _record(finalize(totals, self._metrics))
 
     def _step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in pseudo_gradient.values()):
-            self.non_finite_rounds += 1
+            self.tally.update_non_finite = 1
             log(WARNING, "the aggregated update is not finite: the model stays as it was")
             return
         for name, parameter in self._trained.items():
@@ -191,6 +186,8 @@ class WeightedFedAvg(Strategy):
         """Updates and metric sums of the replies that hold what they should; the rest is tallied."""
         expected = {name: tensor.detach().numpy() for name, tensor in like.items()}
         waiting = {message.metadata.message_id: client_id for client_id, message in self._sent}
+        widths = dict.fromkeys(self._metrics, 0)
+        widths |= {"loss": 2, "num_examples": 1, "num_batches": 1}
         for reply in replies:
             client_id = waiting.pop(reply.metadata.reply_to_message_id, None)
             if client_id is None:
@@ -200,14 +197,15 @@ class WeightedFedAvg(Strategy):
                 if reply.has_error():
                     raise WireError(error_reason(reply))
                 sums = _read_sums(reply.content)
-                arrays = _only(reply.content.array_records)
+                _check_sums(sums, widths)
+                arrays = only(reply.content.array_records)
                 update = unpack(arrays, like=expected) if sums else {}
             except WireError as error:
-                self.tally.failed[client_id] = str(error)
-                log(WARNING, "client %s failed: %s", client_id, error)
+                reason = f"node {reply.metadata.src_node_id}: {error}"
+                self.tally.failed[client_id] = reason
+                log(WARNING, "client %s failed: %s", client_id, reason)
                 continue
             self.tally.answered += 1
-            self.tally.aggregated_bytes += payload_bytes(arrays)
             if sums:
                 yield update, sums
             else:
@@ -222,7 +220,7 @@ def _read_sums(content: RecordDict) -> Sums:
     Raises:
         WireError: Sums that are missing, or are not lists of numbers.
     """
-    record = _only(content.metric_records)
+    record = only(content.metric_records)
     if record.get("num-examples") == 0:
         return {}
     sums: Sums = {}
@@ -237,7 +235,19 @@ def _read_sums(content: RecordDict) -> Sums:
     return sums
 
 
-def _only(records: Mapping[str, Record]) -> Record:
+def _check_sums(sums: Sums, widths: dict[str, int]) -> None:
+    """Hold a reply's sums against `widths`, how many each metric has; 0 until the first reply says."""
+    odd = set(sums) ^ set(widths) if sums else set()
+    if odd:
+        raise WireError(f"metrics missing or unknown: {', '.join(sorted(odd))}")
+    for name, values in sums.items():
+        if len(values) != (widths[name] or max(1, len(values))):
+            raise WireError(f"metric {name} has {len(values)} sums, not {max(1, widths[name])}")
+    widths |= {name: len(values) for name, values in sums.items()}
+
+
+def only(records: Mapping[str, Record]) -> Record:
+    """The one record of its kind that a reply must hold; WireError otherwise."""
     if len(records) != 1:
         raise WireError(f"the reply holds {len(records)} records of a kind, not one")
     return next(iter(records.values()))

@@ -51,6 +51,20 @@ class Settings:
     weighting: str = option(
         "examples", "a client's weight in the mean", choices=("examples", "uniform")
     )
+    aggregator: str = option(
+        "mean",
+        "mean; robust: with adaptive zeroing and clipping; compression: robust and a lossy codec",
+        choices=("mean", "robust", "compression"),
+    )
+    codec: str = option(
+        "",
+        "NAME[:key=value,...] for model updates: identity, uniform, step, eden, topk, float16, "
+        "bfloat16 (empty: the aggregator's own)",
+        metavar="SPEC",
+    )
+    broadcast_codec: str = option(
+        "identity", "the same for the model on its way to the clients", metavar="SPEC"
+    )
     eval_every: int = option(1, "rounds between evaluations on held-out data (0: none)")
     evaluation: str = option(
         "federated",

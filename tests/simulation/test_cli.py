@@ -137,6 +137,29 @@ def test_readmes_own_task_trains(fedferry: Command, tmp_path: Path) -> None:
     assert "clouds: 5 rounds" in out
 
 
+def test_the_documented_codec_trains(fedferry: Command, tmp_path: Path, writers: str) -> None:
+    page = (ROOT / "docs/compression.md").read_text()
+    [code] = re.findall(r"<!-- my_codec.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_codec.py").write_text(code)
+    for name, codec in (
+        ("plain", "identity"),
+        ("sign", "my_codec:Sign:threshold=100,feedback=true"),
+    ):
+        status, _, err = fedferry(
+            *("run", "emnist_lr", "--data", writers, "--codec", codec, "--rounds", "6"),
+            *("--cohort", "all", "--logdir", name),
+        )
+        assert status == 0, err
+    plain, sign = (json.loads(Path(name, "metrics.json").read_text()) for name in ("plain", "sign"))
+    assert sign["rounds"][-1]["eval"]["loss"] < sign["before"]["loss"]
+    sent = [run["rounds"][-1]["comm"]["aggregated_bits"] for run in (sign, plain)]
+    assert sent[0] < sent[1] / 20
+    status, out, _ = fedferry("compare", "plain", "sign", "--png", "both.png")
+    assert status == 0
+    assert "my_codec:Sign" in out
+    assert Path("both.png").exists()
+
+
 def test_emnist_on_the_embedded_digits_learns_and_logs(fedferry: Command) -> None:
     pytest.importorskip("sklearn")
     code, out, _ = fedferry(

@@ -1,0 +1,111 @@
+"""The client's half of compression: a Flower mod that zeroes, clips and encodes the model update.
+
+What it does is in the `compression` config of the message that `server.compression` sent; a message
+without one passes through unchanged. So a ClientApp that carries this mod works with and without it.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+
+from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
+from weights.codecs.codec import Codec
+from weights.named import NamedArrays, is_finite
+from weights.wire import claimed, pack, unpack
+
+CONFIG = "compression"
+
+
+def compress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Decode the broadcast model; zero, clip and encode the update; say what was done."""
+    asked = message.content.config_records.get(CONFIG)
+    if asked is None:
+        return call_next(message, context)
+    if "broadcast-codecs" in asked:
+        [(name, record)] = message.content.array_records.items()
+        codecs = _codecs(asked["broadcast-codecs"])
+        message.content[name] = pack(decode_arrays(record, codecs, like=claimed(record)))
+    reply = call_next(message, context)
+    if reply.has_error() or "seed" not in asked:
+        return reply
+    [(name, record)] = reply.content.array_records.items()
+    update = unpack(record, like=claimed(record))
+    if is_finite(update):
+        update, said = zero_and_clip(update, asked)
+    else:
+        # The server counts it and gives it no weight; as in TFF its norm counts as zero.
+        said = {"zeroing-below": True, "clipping-below": True}
+    reply.content[CONFIG] = ConfigRecord(dict(said))
+    reply.content[name] = _encode(update, asked, f"residual/{_client(message, context)}", context)
+    return reply
+
+
+def _encode(
+    update: NamedArrays, asked: Mapping[str, Any], residual: str, context: Context
+) -> ArrayRecord:
+    """Encode an update; with error feedback, what encoding lost is added to the client's next update.
+
+    Error feedback (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847): send Q(update + e), keep
+    e <- update + e - Q(update + e) in the node's state under the name `residual`.
+    """
+    codecs = _codecs(asked["codecs"])
+    rng = np.random.default_rng(asked["seed"])
+    feedback = {name for name in update if codecs[name].feedback}
+    if feedback and residual in context.state:
+        kept = context.state.array_records[residual]
+        lost = unpack(kept, like={name: update[name] for name in kept})
+        update = {n: array + lost[n] if n in lost else array for n, array in update.items()}
+    record = encode_arrays(codecs, update, rng)
+    if feedback:
+        sent = decode_arrays(record, codecs, like=update)
+        context.state[residual] = pack({name: update[name] - sent[name] for name in feedback})
+    return record
+
+
+def _client(message: Message, context: Context) -> str:
+    """Whose update it is: the client that the server named, or else whom this node stands for."""
+    config = message.content.config_records.get("config", ConfigRecord())
+    return str(config.get("client-id", context.node_id))
+
+
+def zero_and_clip(
+    update: NamedArrays, asked: Mapping[str, Any]
+) -> tuple[NamedArrays, dict[str, bool]]:
+    """Zeroing (L-infinity norm) and then clipping (global L2 norm), as TFF nests them.
+
+    Args:
+        update: Finite arrays.
+        asked: Thresholds `zeroing-norm` and `clipping-norm` with the quantile estimates they come from,
+            `zeroing-estimate` and `clipping-estimate`; both or neither of a pair.
+
+    Returns:
+        The update, and for each pair whether the norm was at or under the estimate (`-below`) and
+        whether the threshold did something (`zeroed`, `clipped`).
+    """
+    said: dict[str, bool] = {}
+    if "zeroing-norm" in asked:
+        largest = max((float(np.abs(a).max()) for a in update.values() if a.size), default=0.0)
+        said["zeroing-below"] = largest <= asked["zeroing-estimate"]
+        said["zeroed"] = largest > asked["zeroing-norm"]
+        if said["zeroed"]:
+            update = {name: np.zeros_like(array) for name, array in update.items()}
+    if "clipping-norm" in asked:
+        norm = float(np.sqrt(sum(float(np.vdot(a, a)) for a in update.values())))
+        limit = float(asked["clipping-norm"])
+        said["clipping-below"] = norm <= asked["clipping-estimate"]
+        said["clipped"] = norm > limit
+        if said["clipped"]:
+            factor = np.float32(limit / norm)
+            update = {name: array * factor for name, array in update.items()}
+    return update, said
+
+
+def _codecs(text: object) -> dict[str, Codec]:
+    """Codecs by tensor name from the JSON that the server sent."""
+    specs: dict[str, str] = json.loads(str(text))
+    made = {spec: make_codec(spec) for spec in set(specs.values())}
+    return {name: made[spec] for name, spec in specs.items()}

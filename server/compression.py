@@ -1,0 +1,221 @@
+"""A wrapper that gives any Flower strategy compressed updates, adaptive zeroing and clipping.
+
+The server's half: it tells clients what to do in the config of each message, decodes what comes back, and
+hands the wrapped strategy ordinary replies. `client.mods` is the other half.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
+from server.allocation import make_allocation
+from server.strategy import WeightedFedAvg, only
+from settings.schema import Settings
+from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
+from weights.codecs.codec import Codec
+from weights.named import NamedArrays, is_finite
+from weights.wire import WireError, claimed, pack, payload_bytes, unpack
+
+CONFIG = "compression"
+"""Name of the config record, in messages and in replies."""
+
+DEFAULT_CODECS = {"mean": "identity", "robust": "identity", "compression": "uniform:bits=8"}
+
+
+class CompressedAggregation(Strategy):
+    """`tff.learning.compression_aggregator` around a strategy: zeroing, clipping, then the codec.
+
+    Around `server.strategy.WeightedFedAvg` the decoded model updates are handed on. Every other strategy
+    (Flower's FedAvg, FedAdam, FedMedian, ...) expects trained models, and gets (model - update).
+
+    Args:
+        strategy: Does everything but compression.
+        codec: Spec of the codec for model updates, or `adaptive:budget=BYTES`.
+        broadcast_codec: Spec of the codec for the model on its way to the clients; the server keeps
+            the exact one.
+        zeroing: Updates whose L-infinity norm exceeds its threshold become zero; None: never.
+        clipping: Updates whose L2 norm exceeds its threshold are scaled down to it; None: never.
+        trained: Names of the arrays that clients send; None: all that are broadcast.
+        seed: Of the codecs' random rounding.
+
+    Raises:
+        InputError: A codec spec that cannot be read.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        codec: str = "identity",
+        *,
+        broadcast_codec: str = "identity",
+        zeroing: AdaptiveNorm | None = None,
+        clipping: AdaptiveNorm | None = None,
+        trained: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._strategy = strategy
+        self._allocation = make_allocation(codec)
+        self._codecs: dict[str, Codec] = {}
+        self._broadcast_spec, self._broadcast_codec = broadcast_codec, make_codec(broadcast_codec)
+        self._norms = {
+            name: norm for name, norm in (("zeroing", zeroing), ("clipping", clipping)) if norm
+        }
+        self._trained = trained
+        self._seed = seed
+        self._model: NamedArrays = {}
+        self.measurements: dict[str, float] = {}
+
+    def summary(self) -> None:
+        """Log what the wrapped strategy does."""
+        self._strategy.summary()
+
+    def state(self) -> dict[str, float]:
+        """What has adapted so far, for a checkpoint."""
+        norms = {name: norm.estimate for name, norm in self._norms.items()}
+        return norms | self._allocation.state()
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from a checkpoint's `state`."""
+        for name, norm in self._norms.items():
+            norm.estimate = state[name]
+        self._allocation.load_state(state)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """The wrapped strategy's messages, with the encoded model and what clients are to do."""
+        messages = list(self._strategy.configure_train(server_round, arrays, config, grid))
+        self._model = unpack(arrays, like=claimed(arrays))
+        encoded = self._encode_broadcast(server_round)
+        asked = self._asked()
+        for index, message in enumerate(messages):
+            own = ConfigRecord({**asked, "seed": [self._seed, server_round, index]})
+            # A content of its own for each: a strategy may have put one into all messages.
+            content = RecordDict({**message.content, CONFIG: own})
+            if encoded is not None:
+                [name] = message.content.array_records
+                content[name] = encoded
+            message.content = content
+        return messages
+
+    def _asked(self) -> dict[str, Any]:
+        """What the clients are told, the same for all of them."""
+        specs = self._allocation.specs(self._expected())
+        made = {spec: make_codec(spec) for spec in set(specs.values())}
+        self._codecs = {name: made[spec] for name, spec in specs.items()}
+        asked: dict[str, Any] = {"codecs": json.dumps(specs)}
+        if self._broadcast_spec != "identity":
+            asked["broadcast-codecs"] = json.dumps(dict.fromkeys(self._model, self._broadcast_spec))
+        for name, norm in self._norms.items():
+            asked |= {f"{name}-norm": norm.threshold, f"{name}-estimate": norm.estimate}
+        return asked
+
+    def _encode_broadcast(self, server_round: int) -> ArrayRecord | None:
+        """The model as the clients get it; None: as it is."""
+        if self._broadcast_spec == "identity":
+            return None
+        rng = np.random.default_rng([self._seed, server_round])
+        codecs = dict.fromkeys(self._model, self._broadcast_codec)
+        return encode_arrays(codecs, self._model, rng)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The wrapped strategy's aggregate of the decoded replies; then the norms adapt."""
+        said: list[ConfigRecord] = []
+        decoded = self._decoded(replies, said)
+        arrays, metrics = self._strategy.aggregate_train(server_round, decoded)
+        self._allocation.round_done()
+        self.measurements = {}
+        for name, norm in self._norms.items():
+            did = {"zeroing": "zeroed", "clipping": "clipped"}[name]
+            self.measurements[f"{name}_norm"] = norm.threshold
+            self.measurements[f"{did}_count"] = sum(bool(record.get(did)) for record in said)
+            norm.update(sum(bool(record.get(f"{name}-below")) for record in said), len(said))
+        return self._as_broadcast(arrays), metrics
+
+    def _as_broadcast(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
+        """The new model in the dtypes of the old one: Flower's FedAdam gives float64 for float32."""
+        if arrays is None or all(a.dtype == self._model[n].dtype.name for n, a in arrays.items()):
+            return arrays
+        wide = unpack(arrays, like=claimed(arrays))
+        return pack({name: array.astype(self._model[name].dtype) for name, array in wide.items()})
+
+    def _decoded(self, replies: Iterable[Message], said: list[ConfigRecord]) -> Iterator[Message]:
+        """Replies as the wrapped strategy expects them, one by one; refused ones become errors."""
+        for reply in replies:
+            if reply.has_error():
+                yield reply
+                continue
+            try:
+                report = only(reply.content.config_records)
+                usable = self._decode(reply)
+            except WireError as error:
+                yield Message(  # type: ignore[call-overload]
+                    metadata=reply.metadata, error=Error(ErrorCode.UNKNOWN, str(error))
+                )
+                continue
+            said.append(report)
+            if usable:
+                yield reply
+
+    def _decode(self, reply: Message) -> bool:
+        """Decode a reply in place; False where the wrapped strategy should not see it."""
+        record = only(reply.content.array_records)
+        takes_updates = isinstance(self._strategy, WeightedFedAvg)
+        if not record:
+            # A client without data: for us an update of zero with weight zero.
+            return takes_updates
+        update = decode_arrays(record, self._codecs, like=self._expected())
+        self._allocation.observe(update, payload_bytes(record))
+        if not takes_updates:
+            if not is_finite(update):
+                raise WireError("the update is not finite")
+            update = {n: a - update[n] if n in update else a for n, a in self._model.items()}
+        [name] = reply.content.array_records
+        reply.content[name] = pack(update)
+        return True
+
+    def _expected(self) -> NamedArrays:
+        """What clients send, for names, shapes and dtypes."""
+        names = self._model if self._trained is None else self._trained
+        return {name: self._model[name] for name in names}
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The wrapped strategy's messages: evaluation is of the exact model."""
+        return self._strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """The wrapped strategy's aggregate."""
+        return self._strategy.aggregate_evaluate(server_round, replies)
+
+
+def make_aggregator(
+    settings: Settings, strategy: Strategy, trained: Sequence[str]
+) -> CompressedAggregation:
+    """What `--aggregator`, `--codec` and `--broadcast-codec` say, around a strategy.
+
+    `mean` only encodes, `robust` zeroes and clips as `tff.learning.robust_aggregator` does, and
+    `compression` adds a lossy codec, as `tff.learning.compression_aggregator` does.
+    """
+    norms = settings.aggregator != "mean"
+    return CompressedAggregation(
+        strategy,
+        settings.codec,
+        broadcast_codec=settings.broadcast_codec,
+        zeroing=default_zeroing() if norms else None,
+        clipping=default_clipping() if norms else None,
+        trained=trained,
+        seed=settings.seed,
+    )

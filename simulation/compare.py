@@ -1,0 +1,103 @@
+"""Logged runs side by side: a table, and a picture of accuracy against rounds and against megabytes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from server.record import METRICS
+from settings.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One logged run: its name (the folder's), its settings and its rounds, as the JSON file has them."""
+
+    name: str
+    settings: dict[str, Any]
+    rounds: list[dict[str, Any]]
+
+    @property
+    def last_evaluation(self) -> dict[str, float]:
+        """Metrics of the last round that evaluated; empty if none did."""
+        return next((item["eval"] for item in reversed(self.rounds) if item["eval"]), {})
+
+    def total(self, bits: str) -> float:
+        """Megabytes (10^6 bytes) over all rounds: `aggregated_bits`, `broadcasted_bits`, ..."""
+        return float(self.rounds[-1]["comm"][f"cumulative_{bits}"]) / 8e6
+
+    def curve(self, metric: str) -> tuple[list[int], list[float], list[float]]:
+        """Rounds, cumulative megabytes from the clients, and the metric, where there is an evaluation."""
+        points = [item for item in self.rounds if metric in item["eval"]]
+        return (
+            [item["round"] for item in points],
+            [item["comm"]["cumulative_aggregated_bits"] / 8e6 for item in points],
+            [item["eval"][metric] for item in points],
+        )
+
+
+def read_run(path: Path) -> Run:
+    """A run from its logdir, or from its JSON file.
+
+    Raises:
+        InputError: Neither, or not a file of ours, or a run without a finished round.
+    """
+    file = path / METRICS if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text())
+        run = Run(
+            path.stem if path.is_file() else path.name, content["settings"], content["rounds"]
+        )
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} is not the JSON file of a run") from None
+    if not run.rounds:
+        raise InputError(f"{file}: no round is finished")
+    return run
+
+
+def comparison_table(runs: Sequence[Run]) -> Table:
+    """Final metrics and traffic; the ratio is of bytes from the clients, to the first run's."""
+    table = Table("run", "codec", box=None, pad_edge=False, collapse_padding=True)
+    for title in ("rounds", "loss", "accuracy", "MB up", "MB down", "ratio"):
+        table.add_column(title, justify="right")
+    for run in runs:
+        final = run.last_evaluation
+        table.add_row(
+            run.name,
+            str(run.settings["codec"]),
+            str(len(run.rounds)),
+            *(f"{final[name]:.4f}" if name in final else "" for name in ("loss", "accuracy")),
+            f"{run.total('aggregated_bits'):.1f}",
+            f"{run.total('broadcasted_bits'):.1f}",
+            f"{runs[0].total('aggregated_bits') / run.total('aggregated_bits'):.1f}",
+        )
+    return table
+
+
+def draw(runs: Sequence[Run], metric: str, path: Path) -> None:
+    """Write the PNG: `metric` on held-out data against rounds, and against megabytes sent.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("the picture needs the extra: pip install 'fedferry[plot]'") from None
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_round, by_bytes = figure.subplots(1, 2, sharey=True)
+    for run in runs:
+        rounds, megabytes, values = run.curve(metric)
+        by_round.plot(rounds, values, label=f"{run.name} ({run.settings['codec']})")
+        by_bytes.plot(megabytes, values)
+    by_round.set(xlabel="round", ylabel=f"held-out {metric}")
+    by_bytes.set(xlabel="megabytes from the clients (cumulative)", xscale="log")
+    for axes in (by_round, by_bytes):
+        axes.grid(alpha=0.3)
+    by_round.legend(fontsize="small")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,338 @@
+"""CompressedAggregation over the in-process grid, around our strategy and around Flower's own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
+
+from client.app import app as client_app
+from client.mods import zero_and_clip
+from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
+from server.cohort import Cohort, Directory
+from server.compression import CompressedAggregation
+from server.exchange import exchange
+from server.initial import architecture_of
+from server.strategy import WeightedFedAvg
+from settings.errors import InputError
+from settings.schema import Settings
+from simulation.grid import InProcessGrid
+from tasks.catalogue import load_task
+from weights.named import NamedArrays, arrays_of, fingerprint
+from weights.wire import WireError, claimed, pack, unpack
+
+PARITY = Path(__file__).parents[1] / "data/parity"
+Run = tuple[dict[str, Any], NamedArrays]
+Federate = Callable[..., Run]
+
+# Every weight matrix of these small models is encoded, so that every path is taken.
+UNIFORM = "uniform:bits=8,threshold=100"
+RUN: dict[str, Any] = {"task": "emnist_lr", "rounds": 3, "cohort": "4", "eval_every": 0}
+
+
+def weighted(grid: Grid, settings: Settings) -> WeightedFedAvg:
+    """Our strategy over a grid of emnist_lr clients."""
+    task = load_task("emnist_lr")
+    model = task.model()
+    arrays = arrays_of(model)
+    directory = Directory.discover(grid)
+    return WeightedFedAvg(
+        arrays,
+        list(arrays),
+        server_optimizer="sgd:lr=1.0",
+        weighting="examples",
+        architecture=architecture_of(model),
+        metrics=task.metrics,
+        directory=directory,
+        cohort=Cohort(directory, settings),
+    )
+
+
+def train(strategy: Strategy, grid: Grid, rounds: int = 3) -> NamedArrays:
+    """The rounds of a strategy, without evaluation."""
+    arrays = pack(arrays_of(load_task("emnist_lr").model()))
+    for server_round in range(1, rounds + 1):
+        messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+        aggregated, _ = strategy.aggregate_train(server_round, exchange(grid, messages, 60.0))
+        assert aggregated is not None
+        arrays = aggregated
+    return unpack(arrays, like=claimed(arrays))
+
+
+def test_identity_gives_the_same_bits_as_no_wrapper(writers: str) -> None:
+    settings = Settings(task="emnist_lr", data=writers, cohort="5", seed=3)
+    models = []
+    for wrapped in (False, True):
+        grid = InProcessGrid(client_app, settings.to_config())
+        strategy: Strategy = weighted(grid, settings)
+        if wrapped:
+            strategy = CompressedAggregation(strategy, "identity:threshold=0")
+        models.append(fingerprint(train(strategy, grid)))
+    assert models[0] == models[1]
+
+
+def one_client_a_node(writers: str) -> InProcessGrid:
+    """Flower's strategies know nodes, not clients: eight nodes that serve a client each."""
+    settings = Settings(task="emnist_lr", data=writers, shuffle=False)
+    nodes: list[UserConfig] = [{"partition-id": index, "num-partitions": 8} for index in range(8)]
+    return InProcessGrid(client_app, settings.to_config(), nodes)
+
+
+@pytest.mark.parametrize("kind", [FedAvg, FedAdam, FedMedian])
+def test_flowers_strategies_serve_unchanged(kind: type[FedAvg], writers: str) -> None:
+    for codec in ("identity:threshold=0", UNIFORM):
+        grid = one_client_a_node(writers)
+        strategy = CompressedAggregation(kind(fraction_evaluate=0.0), codec)
+        model = train(strategy, grid)
+        assert model["dense.weight"].shape == (10, 784)
+        assert np.abs(model["dense.weight"]).max() > 0
+
+
+def test_flowers_fedavg_inside_equals_ours(writers: str) -> None:
+    settings = Settings(task="emnist_lr", data=writers, cohort="all", shuffle=False)
+    ours_grid = InProcessGrid(client_app, settings.to_config())
+    ours = train(CompressedAggregation(weighted(ours_grid, settings), UNIFORM), ours_grid)
+    inner = FedAvg(fraction_evaluate=0.0)
+    theirs = train(CompressedAggregation(inner, "identity"), one_client_a_node(writers))
+    np.testing.assert_allclose(ours["dense.weight"], theirs["dense.weight"], atol=2e-3)
+    np.testing.assert_allclose(ours["dense.bias"], theirs["dense.bias"], atol=2e-3)
+
+
+def test_an_undecoded_update_fails_loudly(writers: str) -> None:
+    grid = one_client_a_node(writers)
+    inner = FedAvg(fraction_evaluate=0.0)
+    wrapper = CompressedAggregation(inner, UNIFORM)
+    arrays = pack(arrays_of(load_task("emnist_lr").model()))
+    messages = wrapper.configure_train(1, arrays, ConfigRecord(), grid)
+    with pytest.raises(TypeError, match=r"fedferry\.uniform\.v1"):
+        inner.aggregate_train(1, grid.send_and_receive(messages))
+
+
+def garbled(change: Callable[[Array], Array]) -> ClientApp:
+    """The real ClientApp, except that client `b` sends an altered weight matrix."""
+    app = ClientApp()
+
+    def alter(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if message.content.config_records["config"]["client-id"] == "b":
+            record = reply.content.array_records["arrays"]
+            record["dense.weight"] = change(record["dense.weight"])
+        return reply
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    @app.train(mods=[alter])
+    def training(message: Message, context: Context) -> Message:
+        return client_app(message, context)
+
+    return app
+
+
+def with_data(array: Array, data: bytes) -> Array:
+    return Array(array.dtype, array.shape, array.stype, data)
+
+
+HOSTILE: dict[str, Callable[[Array], Array]] = {
+    "truncated": lambda a: with_data(a, a.data[:-1]),
+    "over-long": lambda a: with_data(a, a.data + b"\0"),
+    "empty": lambda a: with_data(a, b""),
+    "garbage": lambda a: with_data(a, b"\xff" * len(a.data)),
+    "wrong dtype": lambda a: Array("float64", a.shape, a.stype, a.data),
+    "wrong shape": lambda a: Array(a.dtype, (784, 10), a.stype, a.data),
+    "huge shape": lambda a: Array(a.dtype, (2**40, 2**20), a.stype, a.data),
+    "wrong version": lambda a: Array(a.dtype, a.shape, "fedferry.uniform.v2", a.data),
+    "another codec": lambda a: Array(a.dtype, a.shape, "fedferry.eden.v1", a.data),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_hostile_payload_costs_one_reply(how: str, writers: str) -> None:
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b,c")
+    grid = InProcessGrid(garbled(HOSTILE[how]), settings.to_config())
+    inner = weighted(grid, settings)
+    model = train(CompressedAggregation(inner, UNIFORM), grid, rounds=1)
+    assert inner.tally.answered == 2
+    [(client_id, reason)] = inner.tally.failed.items()
+    assert client_id == "b"
+    assert "node" in reason
+    assert "dense.weight" in reason
+    assert np.abs(model["dense.weight"]).max() > 0
+
+
+def test_robust_run_is_tffs(tff_data: Path, federate: Federate) -> None:
+    reference = json.loads((PARITY / "lr_robust.json").read_text())
+    ours, arrays = federate(
+        task="emnist_lr",
+        data=str(tff_data / "digits_by_writer_train.h5"),
+        client_ids=",".join(reference["clients"]),
+        rounds=10,
+        local_epochs=5,
+        shuffle=False,
+        client_optimizer="sgd:lr=0.02",
+        aggregator="robust",
+        eval_every=0,
+    )
+    for record, theirs in zip(ours["rounds"], reference["rounds"], strict=True):
+        metrics = theirs["client_work"]["train"]
+        assert record["train"]["loss"] == pytest.approx(metrics["loss"], abs=1e-4)
+        assert record["train"]["accuracy"] == pytest.approx(
+            metrics["sparse_categorical_accuracy"], abs=1e-4
+        )
+        check_measurements(record["aggregator"], theirs["aggregator"])
+    final = np.load(PARITY / "lr_robust.npz")
+    np.testing.assert_allclose(arrays["dense.weight"].T, final["w0"], rtol=1e-4, atol=1e-6)
+
+
+def check_measurements(ours: dict[str, float], theirs: dict[str, Any]) -> None:
+    assert ours["zeroing_norm"] == pytest.approx(theirs["zeroing_norm"], rel=1e-4)
+    assert ours["zeroed_count"] == theirs["zeroed_count"]
+    clipping = theirs["zeroing"]
+    assert ours["clipping_norm"] == pytest.approx(clipping["clipping_norm"], rel=1e-4)
+    assert ours["clipped_count"] == clipping["clipped_count"]
+
+
+def test_compressed_run_is_tffs(tff_data: Path, federate: Federate) -> None:
+    reference = json.loads((PARITY / "cnn_compression_lr0.1_e5.json").read_text())
+    ours, _ = federate(
+        task="emnist_cnn",
+        data=str(tff_data / "digits_by_writer_train.h5"),
+        init=str(tff_data.parent / "parity/emnist_cnn_init.h5"),
+        client_ids=",".join(reference["clients"]),
+        rounds=5,
+        local_epochs=5,
+        shuffle=False,
+        client_optimizer="sgd:lr=0.1",
+        aggregator="compression",
+        codec="uniform:bits=8",
+        eval_every=0,
+    )
+    for record, theirs in zip(ours["rounds"], reference["rounds"], strict=True):
+        accuracy = theirs["client_work"]["train"]["sparse_categorical_accuracy"]
+        assert record["train"]["accuracy"] == pytest.approx(accuracy, abs=0.01)
+        check_measurements(record["aggregator"], theirs["aggregator"])
+        assert record["comm"]["aggregated_bits"] / 8 / 10 <= 1_690_000
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "topk:fraction=0.05,feedback=true,threshold=100",
+        "step:bits=2,rounding=nearest,feedback=true,threshold=100",
+        UNIFORM,
+    ],
+)
+def test_stopped_and_resumed_equals_straight(codec: str, writers: str, federate: Federate) -> None:
+    settings = {**RUN, "data": writers, "aggregator": "compression", "codec": codec, "rounds": 4}
+    straight, wanted = federate("straight", **settings)
+    federate("stopped", **settings | {"rounds": 2})
+    resumed, got = federate("stopped", **settings, resume=True)
+    assert fingerprint(got) == fingerprint(wanted)
+    for one, other in zip(straight["rounds"], resumed["rounds"], strict=True):
+        assert one["aggregator"] == other["aggregator"]
+        assert one["comm"] == other["comm"]
+
+
+def test_error_feedback_sends_later_what_was_lost(writers: str, federate: Federate) -> None:
+    settings = {**RUN, "data": writers, "cohort": "all", "rounds": 12}
+    _, exact = federate("exact", **settings)
+    distances = {}
+    for feedback in ("true", "false"):
+        codec = f"topk:fraction=0.02,feedback={feedback},threshold=100"
+        _, arrays = federate(feedback, **settings, codec=codec)
+        lost = arrays["dense.weight"] - exact["dense.weight"]
+        distances[feedback] = float(np.linalg.norm(lost))
+    assert distances["true"] < 0.85 * distances["false"]
+
+
+def test_broadcast_codec_saves_bits_and_keeps_the_exact_model(
+    writers: str, federate: Federate
+) -> None:
+    plain, _ = federate("plain", **RUN, data=writers)
+    coded, arrays = federate("coded", **RUN, data=writers, broadcast_codec=UNIFORM)
+    for one, other in zip(plain["rounds"], coded["rounds"], strict=True):
+        assert other["comm"]["broadcasted_bits"] < 0.3 * one["comm"]["broadcasted_bits"]
+        assert other["comm"]["aggregated_bits"] == one["comm"]["aggregated_bits"]
+        assert other["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=0.02)
+    # 256 levels a tensor is what a model that went through the codec would have.
+    assert len(np.unique(arrays["dense.weight"])) > 1000
+
+
+def test_clipping_and_zeroing() -> None:
+    update = {"a": np.array([3.0, 0.0], np.float32), "b": np.array([[4.0]], np.float32)}
+    asked = {
+        "zeroing-norm": 5.0,
+        "zeroing-estimate": 3.5,
+        "clipping-norm": 2.5,
+        "clipping-estimate": 2.5,
+    }
+    clipped, said = zero_and_clip(update, asked)
+    assert said == {
+        "zeroing-below": False,
+        "zeroed": False,
+        "clipping-below": False,
+        "clipped": True,
+    }
+    np.testing.assert_allclose(clipped["a"], [1.5, 0.0])
+    np.testing.assert_allclose(clipped["b"], [[2.0]])
+    zeroed, said = zero_and_clip(update, asked | {"zeroing-norm": 3.9})
+    assert said["zeroed"]
+    assert said["clipping-below"]
+    assert not any(array.any() for array in zeroed.values())
+    assert zero_and_clip(update, {}) == (update, {})
+
+
+def test_norms_follow_the_quantile() -> None:
+    norm = AdaptiveNorm(1.0, quantile=0.5, rate=1.0)
+    norm.update(below=4, clients=4)
+    assert norm.threshold == pytest.approx(np.exp(-0.5))
+    norm.update(below=0, clients=4)
+    assert norm.threshold == pytest.approx(1.0)
+    norm.update(below=0, clients=0)
+    assert norm.threshold == pytest.approx(1.0)
+    assert default_zeroing().threshold == 21.0
+    assert default_clipping().threshold == 1.0
+
+
+def test_adaptive_meets_its_budget(writers: str, federate: Federate) -> None:
+    # 10 + 7840 parameters: at 1,000 bytes about one bit each.
+    ours, _ = federate(
+        **RUN | {"rounds": 8, "cohort": "all"},
+        data=writers,
+        codec="adaptive:budget=1000,threshold=100",
+    )
+    payloads = [r["comm"]["aggregated_bits"] / 8 / r["comm"]["answered"] for r in ours["rounds"]]
+    assert payloads[-1] == pytest.approx(1000, rel=0.15), payloads
+
+
+def test_a_budget_below_the_small_tensors_is_refused(writers: str, federate: Federate) -> None:
+    with pytest.raises(InputError, match="leaves nothing"):
+        federate(**RUN, data=writers, codec="adaptive:budget=20")
+    with pytest.raises(InputError, match="budget"):
+        federate("other", **RUN, data=writers, codec="adaptive:bugdet=20")
+
+
+def test_a_message_without_config_passes_the_mod(writers: str) -> None:
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a")
+    grid = InProcessGrid(client_app, settings.to_config())
+    inner = weighted(grid, settings)
+    arrays = pack(inner.weights)
+    [message] = inner.configure_train(1, arrays, ConfigRecord(), grid)
+    [reply] = grid.send_and_receive([message])
+    assert not reply.has_error()
+    assert {a.stype for a in reply.content.array_records["arrays"].values()} == {"numpy.ndarray"}
+
+
+def test_replies_without_a_record_are_refused() -> None:
+    from server.strategy import only
+
+    with pytest.raises(WireError):
+        only(RecordDict({"a": ArrayRecord(), "b": ArrayRecord()}).array_records)

@@ -1,0 +1,58 @@
+"""Bytes on the wire, against what Flower really makes of a message."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from server.meter import Traffic, message_bytes
+from simulation.grid import InProcessGrid
+from weights.wire import pack
+
+
+@pytest.fixture(autouse=True)
+def run() -> None:
+    """Messages can be made only inside a run."""
+    InProcessGrid(ClientApp(), {})
+
+
+def message(shapes: list[tuple[int, ...]]) -> Message:
+    rng = np.random.default_rng(0)
+    arrays = {f"array{i}": rng.normal(size=s).astype(np.float32) for i, s in enumerate(shapes)}
+    content = RecordDict(
+        {
+            "arrays": pack(arrays),
+            "config": ConfigRecord({"client-id": "HAMLET", "seed": [1, 2, 3]}),
+            "metrics": MetricRecord({"loss": [1.5, 2.0], "num-examples": 3}),
+        }
+    )
+    return Message(content, 7, "train")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[], [()], [(3,), (4, 5)], [(1000, 10), (0,)], [(2000, 1000), (1500, 1000), (17,)]],
+    ids=str,
+)
+def test_a_message_is_as_long_as_what_flower_sends(shapes: list[tuple[int, ...]]) -> None:
+    made = message(shapes)
+    sent = get_all_nested_objects(made)
+    assert message_bytes(made) == sum(len(item.deflate()) for item in sent.values())
+
+
+def test_an_error_reply_has_no_payload() -> None:
+    made = message([(3,)])
+    made.metadata.__dict__["_message_id"] = "1"
+    reply = Message(Error(2, "because"), reply_to=made)
+    traffic = Traffic()
+    assert list(traffic.count_received([reply])) == [reply]
+    assert traffic.aggregated == 0
+    assert traffic.aggregated_message == len(reply.deflate())
+
+
+def test_traffic_adds_up() -> None:
+    traffic = Traffic()
+    traffic.count_sent([message([(10,)]), message([(10,)])])
+    assert traffic.broadcasted == 2 * (128 + 40)  # npy's header is 128 bytes
+    assert traffic.broadcasted_message > traffic.broadcasted
