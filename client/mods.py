@@ -30,7 +30,7 @@ def compress(message: Message, context: Context, call_next: ClientAppCallable) -
         codecs = _codecs(asked["broadcast-codecs"])
         message.content[name] = pack(decode_arrays(record, codecs, like=claimed(record)))
     reply = call_next(message, context)
-    if reply.has_error() or "seed" not in asked:
+    if reply.has_error():
         return reply
     [(name, record)] = reply.content.array_records.items()
     update = unpack(record, like=claimed(record))
@@ -52,9 +52,11 @@ def _encode(
     Error feedback (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847): send Q(update + e), keep
     e <- update + e - Q(update + e) in the node's state under the name `residual`.
     """
-    codecs = _codecs(asked["codecs"])
+    codecs = _codecs(asked.get("codecs", "{}"))
     rng = np.random.default_rng(asked["seed"])
-    feedback = {name for name in update if codecs[name].feedback}
+    feedback = {name for name, codec in codecs.items() if codec.feedback and name in update}
+    if not is_finite(update):
+        feedback = set()  # what a diverged round lost would never leave the residual again
     if feedback and residual in context.state:
         kept = context.state.array_records[residual]
         lost = unpack(kept, like={name: update[name] for name in kept})

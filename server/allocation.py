@@ -11,6 +11,9 @@ from weights.codecs.catalogue import make_codec
 from weights.codecs.codec import Codec
 from weights.named import Array
 
+IDENTITY = "identity"
+"""The codec that does nothing: with it nothing is encoded, and nothing copied, at all."""
+
 
 class Allocation:
     """Gives each tensor its codec, round by round: one and the same, unless a subclass knows better.
@@ -27,8 +30,8 @@ class Allocation:
         self._spec = spec
 
     def specs(self, like: Mapping[str, Array]) -> dict[str, str]:
-        """Codec spec by tensor name, for the coming round."""
-        return dict.fromkeys(like, self._spec)
+        """Codec spec by tensor name, for the coming round; a name left out travels as it is."""
+        return dict.fromkeys(like, self._spec) if self._spec != IDENTITY else {}
 
     def observe(self, update: Mapping[str, Array], payload: int) -> None:
         """Learn from one decoded update, and from the bytes that it came in."""

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
-from server.allocation import make_allocation
+from server.allocation import IDENTITY, make_allocation
 from server.strategy import WeightedFedAvg, only
 from settings.schema import Settings
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
@@ -26,7 +26,11 @@ from weights.wire import WireError, claimed, pack, payload_bytes, unpack
 CONFIG = "compression"
 """Name of the config record, in messages and in replies."""
 
-DEFAULT_CODECS = {"mean": "identity", "robust": "identity", "compression": "uniform:bits=8"}
+DEFAULT_CODECS = {
+    "mean": IDENTITY,
+    "robust": IDENTITY,
+    "compression": "step:bits=1.06,rounding=nearest",
+}
 
 
 class CompressedAggregation(Strategy):
@@ -52,9 +56,9 @@ class CompressedAggregation(Strategy):
     def __init__(
         self,
         strategy: Strategy,
-        codec: str = "identity",
+        codec: str = IDENTITY,
         *,
-        broadcast_codec: str = "identity",
+        broadcast_codec: str = IDENTITY,
         zeroing: AdaptiveNorm | None = None,
         clipping: AdaptiveNorm | None = None,
         trained: Sequence[str] | None = None,
@@ -93,8 +97,10 @@ class CompressedAggregation(Strategy):
         """The wrapped strategy's messages, with the encoded model and what clients are to do."""
         messages = list(self._strategy.configure_train(server_round, arrays, config, grid))
         self._model = unpack(arrays, like=claimed(arrays))
+        asked = self._plan()
+        if not asked:
+            return messages
         encoded = self._encode_broadcast(server_round)
-        asked = self._asked()
         for index, message in enumerate(messages):
             own = ConfigRecord({**asked, "seed": [self._seed, server_round, index]})
             # A content of its own for each: a strategy may have put one into all messages.
@@ -105,13 +111,13 @@ class CompressedAggregation(Strategy):
             message.content = content
         return messages
 
-    def _asked(self) -> dict[str, Any]:
-        """What the clients are told, the same for all of them."""
+    def _plan(self) -> dict[str, Any]:
+        """Choose the round's codecs; what the clients are told, the same for all of them."""
         specs = self._allocation.specs(self._expected())
         made = {spec: make_codec(spec) for spec in set(specs.values())}
         self._codecs = {name: made[spec] for name, spec in specs.items()}
-        asked: dict[str, Any] = {"codecs": json.dumps(specs)}
-        if self._broadcast_spec != "identity":
+        asked: dict[str, Any] = {"codecs": json.dumps(specs)} if specs else {}
+        if self._broadcast_spec != IDENTITY:
             asked["broadcast-codecs"] = json.dumps(dict.fromkeys(self._model, self._broadcast_spec))
         for name, norm in self._norms.items():
             asked |= {f"{name}-norm": norm.threshold, f"{name}-estimate": norm.estimate}
@@ -119,7 +125,7 @@ class CompressedAggregation(Strategy):
 
     def _encode_broadcast(self, server_round: int) -> ArrayRecord | None:
         """The model as the clients get it; None: as it is."""
-        if self._broadcast_spec == "identity":
+        if self._broadcast_spec == IDENTITY:
             return None
         rng = np.random.default_rng([self._seed, server_round])
         codecs = dict.fromkeys(self._model, self._broadcast_codec)
@@ -155,14 +161,14 @@ class CompressedAggregation(Strategy):
                 yield reply
                 continue
             try:
-                report = only(reply.content.config_records)
+                if self._norms:
+                    said.append(only(reply.content.config_records))
                 usable = self._decode(reply)
             except WireError as error:
                 yield Message(  # type: ignore[call-overload]
                     metadata=reply.metadata, error=Error(ErrorCode.UNKNOWN, str(error))
                 )
                 continue
-            said.append(report)
             if usable:
                 yield reply
 
@@ -173,11 +179,13 @@ class CompressedAggregation(Strategy):
         if not record:
             # A client without data: for us an update of zero with weight zero.
             return takes_updates
+        if takes_updates and not self._codecs:
+            return True
         update = decode_arrays(record, self._codecs, like=self._expected())
+        if not takes_updates and not is_finite(update):
+            raise WireError("the update is not finite")
         self._allocation.observe(update, payload_bytes(record))
         if not takes_updates:
-            if not is_finite(update):
-                raise WireError("the update is not finite")
             update = {n: a - update[n] if n in update else a for n, a in self._model.items()}
         [name] = reply.content.array_records
         reply.content[name] = pack(update)

@@ -70,7 +70,7 @@ class Federation:
         recorder = Recorder(self.settings, logdir, history, before)
         with console:
             for server_round in range(len(history) + 1, self.settings.rounds + 1):
-                record = self._round(server_round, history, console)
+                record = self._round(server_round, recorder.history, console)
                 recorder.add(record)
                 if record.eval:
                     recorder.sample(self._sample(), server_round)

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
 
 from client.app import app as client_app
-from client.mods import zero_and_clip
+from client.mods import compress, zero_and_clip
 from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
 from server.cohort import Cohort, Directory
 from server.compression import CompressedAggregation
@@ -251,6 +251,27 @@ def test_error_feedback_sends_later_what_was_lost(writers: str, federate: Federa
         lost = arrays["dense.weight"] - exact["dense.weight"]
         distances[feedback] = float(np.linalg.norm(lost))
     assert distances["true"] < 0.85 * distances["false"]
+
+
+def test_a_diverged_round_does_not_stay_in_the_residual() -> None:
+    InProcessGrid(ClientApp(), {})  # messages can be made only inside a run
+    codecs = json.dumps({"w": "topk:fraction=0.25,threshold=0,feedback=true"})
+    asked = RecordDict({"compression": ConfigRecord({"codecs": codecs, "seed": [0]})})
+    context = Context(1, 2, {}, RecordDict(), {})
+    sent = []
+    for values in ([4.0, 1.0, 2.0, 3.0], [np.nan, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]):
+        update = np.array(values, np.float32)
+
+        def call_next(message: Message, context: Context, update: Any = update) -> Message:
+            return Message(RecordDict({"arrays": pack({"w": update})}), reply_to=message)
+
+        reply = compress(Message(asked, 2, "train"), context, call_next)
+        sent.append(reply.content.array_records["arrays"]["w"].stype)
+        [residual] = context.state.array_records.values()
+        assert np.isfinite(residual["w"].numpy()).all()
+    assert sent == ["fedferry.topk.v1", "numpy.ndarray", "fedferry.topk.v1"]
+    # Round 1 sent the 4 and kept the rest; round 3 had nothing of its own to send but the 3.
+    np.testing.assert_allclose(residual["w"].numpy(), [0.0, 1.0, 2.0, 0.0], atol=1e-3)
 
 
 def test_broadcast_codec_saves_bits_and_keeps_the_exact_model(
