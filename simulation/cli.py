@@ -168,8 +168,16 @@ def export(source: Path, target: Path, template: Path) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--metric", default="accuracy", show_default=True, help="what the picture shows")
+@click.option(
+    "--on",
+    "side",
+    type=click.Choice(["eval", "train"]),
+    default="eval",
+    show_default=True,
+    help="held-out data, or the clients' metrics during training (every round has them)",
+)
 @click.option("--png", default="compare.png", show_default=True, type=click.Path(path_type=Path))
-def compare(runs: tuple[Path, ...], metric: str, png: Path) -> None:
+def compare(runs: tuple[Path, ...], metric: str, side: str, png: Path) -> None:
     """Lay logged RUNS (their logdirs or JSON files) side by side, as a table and a picture.
 
     \b
@@ -181,7 +189,7 @@ def compare(runs: tuple[Path, ...], metric: str, png: Path) -> None:
 
     read = [read_run(path) for path in runs]
     Console().print(comparison_table(read))
-    draw(read, metric, png)
+    draw(read, side, metric, png)
     click.echo(f"picture: {png}")
 
 

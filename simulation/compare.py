@@ -29,13 +29,18 @@ class Run:
         """Megabytes (10^6 bytes) over all rounds: `aggregated_bits`, `broadcasted_bits`, ..."""
         return float(self.rounds[-1]["comm"][f"cumulative_{bits}"]) / 8e6
 
-    def curve(self, metric: str) -> tuple[list[int], list[float], list[float]]:
-        """Rounds, cumulative megabytes from the clients, and the metric, where there is an evaluation."""
-        points = [item for item in self.rounds if metric in item["eval"]]
+    def curve(self, side: str, metric: str) -> tuple[list[int], list[float], list[float]]:
+        """Rounds, cumulative megabytes from the clients, and the metric, where the round has it.
+
+        Args:
+            side: "train" (the clients' metrics during training) or "eval" (held-out data).
+            metric: Its name.
+        """
+        points = [item for item in self.rounds if metric in item[side]]
         return (
             [item["round"] for item in points],
             [item["comm"]["cumulative_aggregated_bits"] / 8e6 for item in points],
-            [item["eval"][metric] for item in points],
+            [item[side][metric] for item in points],
         )
 
 
@@ -79,8 +84,8 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     return table
 
 
-def draw(runs: Sequence[Run], metric: str, path: Path) -> None:
-    """Write the PNG: `metric` on held-out data against rounds, and against megabytes sent.
+def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:
+    """Write the PNG: a metric against rounds, and against megabytes sent.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -92,10 +97,10 @@ def draw(runs: Sequence[Run], metric: str, path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_round, by_bytes = figure.subplots(1, 2, sharey=True)
     for run in runs:
-        rounds, megabytes, values = run.curve(metric)
+        rounds, megabytes, values = run.curve(side, metric)
         by_round.plot(rounds, values, label=f"{run.name} ({run.settings['codec']})")
         by_bytes.plot(megabytes, values)
-    by_round.set(xlabel="round", ylabel=f"held-out {metric}")
+    by_round.set(xlabel="round", ylabel=f"{side} {metric}")
     by_bytes.set(xlabel="megabytes from the clients (cumulative)", xscale="log")
     for axes in (by_round, by_bytes):
         axes.grid(alpha=0.3)

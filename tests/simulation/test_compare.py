@@ -38,9 +38,9 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     lines = console.export_text().splitlines()
     assert lines[1].split() == ["plain", "identity", "3", "0.3333", "0.7500", "30.0", "3.0", "1.0"]
     assert lines[2].split()[-3:] == ["7.5", "3.0", "4.0"]
-    assert small.curve("accuracy") == ([1, 3], [2.5, 7.5], [0.25, 0.75])
+    assert small.curve("eval", "accuracy") == ([1, 3], [2.5, 7.5], [0.25, 0.75])
     pytest.importorskip("matplotlib")
-    draw([plain, small], "accuracy", tmp_path / "curves.png")
+    draw([plain, small], "eval", "accuracy", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
