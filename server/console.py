@@ -62,6 +62,9 @@ class Console:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        if kind is KeyboardInterrupt:
+            again = f"--logdir {self._settings.logdir} --resume"
+            self._out.print(f"stopped; the same command with {again} goes on", soft_wrap=True)
 
     def announce(self, task: Task, sample: str, before: Metrics) -> None:
         """Say what is going to run, and how the model does before it."""

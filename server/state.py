@@ -1,10 +1,12 @@
 """Checkpoints of a run: everything needed to go on as if it had never stopped."""
 
 from collections.abc import Mapping
+from logging import WARNING
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from flwr.supercore import log
 from torch.optim import Optimizer
 
 from settings.errors import InputError
@@ -60,18 +62,23 @@ def save_state(
 def load_state(
     folder: Path, settings: Settings, optimizer: Optimizer
 ) -> tuple[NamedArrays, dict[str, Any]]:
-    """Read the last checkpoint, restore the optimizer, and return the weights and the header.
+    """Read the last good checkpoint, restore the optimizer, and return the weights and the header.
+
+    A damaged checkpoint is skipped with a warning, for the one before it.
 
     Raises:
-        InputError: No checkpoint, a damaged one, or one of a run with other settings.
+        InputError: No good checkpoint, or one of a run with other settings.
     """
-    paths = _checkpoints(folder)
-    if not paths:
-        raise InputError(f"nothing to resume: {folder} holds no checkpoint")
-    arrays, header = read_checkpoint(paths[-1])
-    _check_settings(header["settings"], settings.to_config(), paths[-1])
-    _restore_optimizer(optimizer, arrays, header["optimizer"])
-    return model_arrays(arrays), header
+    for path in reversed(_checkpoints(folder)):
+        try:
+            arrays, header = read_checkpoint(path)
+        except InputError as error:
+            log(WARNING, "skipped: %s", error)
+            continue
+        _check_settings(header["settings"], settings.to_config(), path)
+        _restore_optimizer(optimizer, arrays, header["optimizer"])
+        return model_arrays(arrays), header
+    raise InputError(f"nothing to resume: {folder} holds no checkpoint that can be read")
 
 
 def _checkpoints(folder: Path) -> list[Path]:

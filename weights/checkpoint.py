@@ -1,5 +1,6 @@
 """Tensors and JSON in one safetensors file, written atomically: no pickle, nothing half-written."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -13,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from settings.errors import InputError
-from weights.named import Array, NamedArrays
+from weights.named import Array, NamedArrays, fingerprint
 
-_HEADER = "fedferry"
+_HEADER, _CHECKSUM = "fedferry", "sha256"
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
@@ -24,8 +25,10 @@ def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[st
     contiguous = {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
+    text = json.dumps(header)
+    metadata = {_HEADER: text, _CHECKSUM: _checksum(contiguous, text)}
     with replacing(path) as file:
-        save_file(contiguous, file, metadata={_HEADER: json.dumps(header)})
+        save_file(contiguous, file, metadata=metadata)
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
@@ -44,9 +47,17 @@ def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
                     f"{path} was not written by fedferry: its header says nothing of it"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return arrays, json.loads(metadata[_HEADER])
+        header = json.loads(metadata[_HEADER])
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a safetensors file, or is damaged: {error}") from None
+    if metadata.get(_CHECKSUM) != _checksum(arrays, metadata[_HEADER]):
+        raise InputError(f"{path} is damaged: its checksum does not fit its content")
+    return arrays, header
+
+
+def _checksum(arrays: Mapping[str, Array], header: str) -> str:
+    """SHA-256 over everything that a file holds."""
+    return hashlib.sha256(f"{fingerprint(arrays)} {header}".encode()).hexdigest()
 
 
 def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
@@ -74,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
         with suppress(OSError):

@@ -77,12 +77,16 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         load_state(tmp_path / "none", Settings(), Problem("sgd:lr=0.1").optimizer)
 
 
-def test_a_damaged_checkpoint_is_said(tmp_path: Path) -> None:
-    path = saved(tmp_path, 1, Settings())
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        InputError, match=r"round-000001.safetensors is not a safetensors file, or is"
-    ):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> None:
+    for server_round in (1, 2, 3):
+        saved(tmp_path, server_round, Settings())
+    last = tmp_path / "round-000003.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    flipped = tmp_path / "round-000002.safetensors"
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"\x7f")
+    assert load_state(tmp_path, Settings(), Problem("sgd:lr=0.1").optimizer)[1]["round"] == 1
+    (tmp_path / "round-000001.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="holds no checkpoint that can be read"):
         load_state(tmp_path, Settings(), Problem("sgd:lr=0.1").optimizer)
 
 
