@@ -22,11 +22,9 @@ ROUNDS = 40
 CODECS = {
     "raw": ["--codec", "identity"],
     "uniform 8": ["--codec", "uniform:bits=8"],
-    "uniform 8, entropy-coded": ["--codec", "uniform:bits=8,entropy=true"],
     "step 2.35": ["--codec", "step:bits=2.35,rounding=nearest"],
     "step 1.06": ["--codec", "step:bits=1.06,rounding=nearest"],
     "step 0.5": ["--codec", "step:bits=0.5,rounding=nearest"],
-    "step 0.5, stochastic": ["--codec", "step:bits=0.5"],
     "adaptive 250 kB": ["--codec", "adaptive:budget=250000"],
     "adaptive 135 kB": ["--codec", "adaptive:budget=135000"],
     "eden 4": ["--codec", "eden:bits=4"],

@@ -1,5 +1,6 @@
 """Who takes part: clients are discovered by asking the nodes, and drawn from (seed, round)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,8 @@ class Cohort:
             if self._named.count(name) > 1:
                 raise InputError(f"--client-ids names {name} twice")
         self._size = self._read_size(settings.cohort, "--cohort")
+        asked = math.ceil(self._size * settings.over_select)
+        self._asked = min(asked, len(self._ids))
         self._eval_size = self._read_size(settings.eval_cohort or settings.cohort, "--eval-cohort")
         self._evaluates_named = bool(self._named) and not settings.eval_cohort
 
@@ -81,8 +84,13 @@ class Cohort:
         return min(size, len(self._ids))
 
     def train(self, server_round: int) -> list[str]:
-        """Ids of the clients that train in a round (1, 2, ...): sorted, or as the user named them."""
-        return self._named or self._draw(self._size, server_round)
+        """Ids of the clients that are asked in a round (1, 2, ...): sorted, or as the user named them."""
+        return self._named or self._draw(self._asked, server_round)
+
+    @property
+    def enough(self) -> int:
+        """Replies that close a round: with over-selection, fewer than are asked."""
+        return len(self._named) or self._size
 
     def evaluate(self) -> list[str]:
         """Ids of the clients that evaluate: the same in every round, so that the curve compares."""

@@ -16,21 +16,25 @@ from tasks.metrics import Sums, add_sums, finalize
 from tasks.stream import Stream
 from tasks.task import Task
 
-ROUND_TIMEOUT = 3600.0
-"""Seconds that a round's replies are waited for."""
-
 
 def federated_evaluation(
-    strategy: WeightedFedAvg, grid: Grid, arrays: ArrayRecord, server_round: int, split: Split
+    strategy: WeightedFedAvg,
+    grid: Grid,
+    arrays: ArrayRecord,
+    server_round: int,
+    split: Split,
+    deadline: float,
 ) -> dict[str, float]:
     """Finalized metrics over the evaluation cohort's own data; empty if none of them has a batch.
+
+    Replies that have not come after `deadline` seconds are done without.
 
     Raises:
         InputError: Every client failed.
     """
     config = ConfigRecord({"split": split})
     messages = strategy.configure_evaluate(server_round, arrays, config, grid)
-    replies = exchange(grid, messages, ROUND_TIMEOUT)
+    replies = exchange(grid, messages, deadline)
     metrics = strategy.aggregate_evaluate(server_round, replies)
     check_answers(strategy, f"evaluation after round {server_round}")
     return dict(metrics or {})  # type: ignore[arg-type]

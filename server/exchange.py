@@ -10,27 +10,32 @@ from flwr.serverapp import Grid
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 
-def exchange(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+def exchange(
+    grid: Grid, messages: Iterable[Message], timeout: float, enough: int | None = None
+) -> Iterator[Message]:
     """Push messages and yield each reply when it arrives, error replies included.
 
     Args:
         grid: Where the nodes are.
         messages: One a client.
         timeout: Seconds after which what has not come is given up.
+        enough: Replies without an error after which the rest is not waited for; None: all.
     """
-    return _replies(grid, set(grid.push_messages(messages)), timeout)
+    waiting = set(grid.push_messages(messages))
+    return _replies(grid, waiting, timeout, len(waiting) if enough is None else enough)
 
 
-def _replies(grid: Grid, waiting: set[str], timeout: float) -> Iterator[Message]:
+def _replies(grid: Grid, waiting: set[str], timeout: float, enough: int) -> Iterator[Message]:
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
-    while waiting and time.monotonic() < deadline:
+    while waiting and enough > 0 and time.monotonic() < deadline:
         arrived = False
         for reply in grid.pull_messages(waiting):
             # Never the same reply twice: a duplicate would count twice.
             if reply.metadata.reply_to_message_id in waiting:
                 arrived = True
                 waiting.remove(reply.metadata.reply_to_message_id)
+                enough -= not reply.has_error()
                 yield reply
         pause = _FIRST_PAUSE if arrived else min(pause * 1.5, _LONGEST_PAUSE)
         if not arrived:

@@ -51,6 +51,8 @@ def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> di
         "empty": tally.empty,
         "non_finite": tally.non_finite,
         "update_non_finite": tally.update_non_finite,
+        "late": tally.late,
+        "skipped": tally.skipped,
     }
     return {**bits, **total, **counts, "failed": tally.failed}
 

@@ -13,7 +13,6 @@ from server.cohort import Cohort, Directory
 from server.compression import DEFAULT_CODECS, make_aggregator
 from server.console import Console
 from server.evaluation import (
-    ROUND_TIMEOUT,
     centralised_evaluation,
     check_answers,
     federated_evaluation,
@@ -58,6 +57,7 @@ class Federation:
             metrics=self.task.metrics,
             directory=directory,
             cohort=self.cohort,
+            min_replies=settings.min_replies,
         )
         self.aggregator = make_aggregator(self.settings, self.strategy, trainable_names(self.model))
 
@@ -65,7 +65,7 @@ class Federation:
         """Train, and leave logs, checkpoints, the JSON file and the final model behind."""
         logdir = Path(self.settings.logdir)
         history, before = self._start(logdir / "checkpoints")
-        console = Console(self.settings, len(self.cohort.train(1)), history)
+        console = Console(self.settings, self.cohort.enough, history)
         console.announce(self.task, self._sample(), before)
         recorder = Recorder(self.settings, logdir, history, before)
         with console:
@@ -108,8 +108,10 @@ class Federation:
         messages = list(aggregator.configure_train(server_round, arrays, ConfigRecord(), self.grid))
         traffic = Traffic()
         traffic.count_sent(messages)
-        replies = console.watch(exchange(self.grid, messages, ROUND_TIMEOUT))
-        _, metrics = aggregator.aggregate_train(server_round, traffic.count_received(replies))
+        deadline = float(self.settings.deadline)
+        replies = exchange(self.grid, messages, deadline, self.cohort.enough)
+        watched = console.watch(traffic.count_received(replies))
+        _, metrics = aggregator.aggregate_train(server_round, watched)
         check_answers(self.strategy, f"round {server_round}")
         comm = comm_record(self.strategy.tally, traffic, history)
         every = self.settings.eval_every
@@ -129,7 +131,10 @@ class Federation:
         """Finalized metrics of the model over the evaluation cohort, federated or centralised."""
         if self.settings.evaluation == "federated":
             arrays = pack(self.strategy.weights)
-            return federated_evaluation(self.strategy, self.grid, arrays, server_round, split)
+            deadline = float(self.settings.deadline)
+            return federated_evaluation(
+                self.strategy, self.grid, arrays, server_round, split, deadline
+            )
         self._synchronise()
         population = self.task.population(self.settings.data, split)
         stream = Stream(

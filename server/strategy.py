@@ -35,6 +35,8 @@ class Tally:
         non_finite: Clients among them whose update held a NaN or an infinity; weight zero, as in TFF.
         update_non_finite: 1 if the mean was not finite, so that the model stayed as it was.
         failed: Client -> why its reply was an error or was refused.
+        late: Clients that had not replied when the round was closed.
+        skipped: 1 if too few replied, so that the model stayed as it was.
     """
 
     asked: int = 0
@@ -43,6 +45,8 @@ class Tally:
     non_finite: int = 0
     update_non_finite: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    late: int = 0
+    skipped: int = 0
 
 
 class WeightedFedAvg(Strategy):
@@ -61,6 +65,7 @@ class WeightedFedAvg(Strategy):
         metrics: The task's metrics, to finalize the sums.
         directory: Which node serves which client.
         cohort: Who takes part in which round.
+        min_replies: Replies under which a round leaves the model as it is.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class WeightedFedAvg(Strategy):
         metrics: Mapping[str, Metric],
         directory: Directory,
         cohort: Cohort,
+        min_replies: int = 1,
     ) -> None:
         self._tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         self._trained = {name: nn.Parameter(self._tensors[name]) for name in trainable}
@@ -86,6 +92,7 @@ class WeightedFedAvg(Strategy):
         self._metrics = metrics
         self._directory = directory
         self._cohort = cohort
+        self._min_replies = min_replies
         self._sent: list[tuple[str, Message]] = []
         self.tally = Tally()
 
@@ -158,7 +165,11 @@ class WeightedFedAvg(Strategy):
                 continue
             examples = sums["num_examples"][0]
             mean.add(update, examples if self._weighting == "examples" else 1.0)
-        if mean.total_weight:
+        if self.tally.answered < self._min_replies:
+            self.tally.skipped = 1
+            said = (server_round, self.tally.answered, self._min_replies)
+            log(WARNING, "round %d is skipped: %d replies, at least %d are needed", *said)
+        elif mean.total_weight:
             self._step(mean.mean())
         return pack(self.weights), _record(finalize(totals, self._metrics))
 
@@ -210,8 +221,7 @@ class WeightedFedAvg(Strategy):
                 yield update, sums
             else:
                 self.tally.empty += 1
-        for client_id in waiting.values():
-            self.tally.failed[client_id] = "no reply in time"
+        self.tally.late = len(waiting)
 
 
 def _read_sums(content: RecordDict) -> Sums:

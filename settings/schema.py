@@ -35,6 +35,11 @@ class Settings:
     )
     rounds: int = option(10, "rounds of federated training")
     cohort: str = option("10", "clients a round, sampled without replacement", metavar="N|all")
+    over_select: float = option(
+        1.0, "ask this many times --cohort clients, and close the round when --cohort answered"
+    )
+    deadline: int = option(3600, "seconds after which a round closes without what has not come")
+    min_replies: int = option(1, "replies under which a round leaves the model as it is")
     client_ids: str = option("", "train exactly these clients in every round", metavar="A,B,...")
     local_epochs: int = option(1, "passes over a client's examples in a round")
     batch_size: int = option(0, "examples in a batch (0: the task's own)")
@@ -95,12 +100,13 @@ class Settings:
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(flag(item), value, choices)
-            if isinstance(value, int) and value < 0:
+            if isinstance(value, int | float) and value < 0:
                 raise InputError(f"{flag(item)} must not be negative, but is {value}")
         if self.resume and not self.logdir:
             raise InputError("--resume needs --logdir: the folder of the run to go on with")
-        if self.rounds < 1 or self.local_epochs < 1:
-            raise InputError("--rounds and --local-epochs must be at least 1")
+        for name in ("rounds", "local_epochs", "over_select", "deadline", "min_replies"):
+            if not 1 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
@@ -115,6 +121,8 @@ class Settings:
             if key not in known:
                 raise unknown("setting", key, known)
             item = known[key]
+            if item.type is float and type(value) is int:
+                value = float(value)
             if type(value) is not item.type:
                 raise InputError(f"setting {key} must be {item.type.__name__}, not {value!r}")  # type: ignore[union-attr]
             values[item.name] = value

@@ -41,8 +41,10 @@ def test_flower_knows_the_types_of_every_setting() -> None:
         ({"evaluation": "central"}, "unknown --evaluation 'central'"),
         ({"batch-size": -1}, "^--batch-size must not be negative, but is -1$"),
         ({"seed": -1}, "^--seed must not be negative"),
-        ({"rounds": 0}, "--rounds and --local-epochs must be at least 1"),
-        ({"local-epochs": 0}, "--rounds and --local-epochs must be at least 1"),
+        ({"rounds": 0}, "--rounds must be at least 1"),
+        ({"local-epochs": 0}, "--local-epochs must be at least 1"),
+        ({"over-select": 0.5}, "--over-select must be at least 1"),
+        ({"deadline": 0}, "--deadline must be at least 1"),
         ({"resume": True}, "^--resume needs --logdir"),
     ],
 )

@@ -1,0 +1,94 @@
+"""Push and pull: early closing, deadlines, duplicates; and what a run makes of too few replies."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from server.exchange import error_reason, exchange
+from simulation.grid import InProcessGrid
+from weights.named import NamedArrays, fingerprint
+
+Run = tuple[dict[str, Any], NamedArrays]
+Federate = Callable[..., Run]
+
+
+def grid_of(answer: Callable[[int], None], nodes: int) -> InProcessGrid:
+    """A grid whose nodes answer queries after `answer(node number)`."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        answer(int(context.node_config["number"]))
+        return Message(RecordDict({"config": ConfigRecord()}), reply_to=message)
+
+    return InProcessGrid(app, {}, [{"number": number} for number in range(nodes)])
+
+
+def questions(grid: InProcessGrid) -> list[Message]:
+    return [Message(RecordDict(), node_id, "query") for node_id in grid.get_node_ids()]
+
+
+def test_a_round_closes_when_enough_have_answered() -> None:
+    called: list[int] = []
+    grid = grid_of(called.append, 5)
+    assert len(list(exchange(grid, questions(grid), 60.0, enough=3))) == 3
+    assert called == [0, 1, 2]
+
+
+def test_errors_are_passed_on_but_are_not_answers() -> None:
+    def fail_first(number: int) -> None:
+        if number == 0:
+            raise RuntimeError("no\nmemory left")
+
+    grid = grid_of(fail_first, 5)
+    replies = list(exchange(grid, questions(grid), 60.0, enough=3))
+    assert [reply.has_error() for reply in replies] == [True, False, False, False]
+    assert error_reason(replies[0]) == "memory left"
+
+
+def test_a_deadline_ends_the_waiting() -> None:
+    grid = grid_of(lambda number: time.sleep(0.2), 5)
+    assert 1 <= len(list(exchange(grid, questions(grid), 0.3))) < 5
+
+
+def test_a_silent_grid_is_not_waited_for_longer_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = grid_of(lambda number: None, 1)
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [])
+    started = time.monotonic()
+    assert list(exchange(grid, questions(grid), 0.2)) == []
+    assert time.monotonic() - started < 5
+
+
+def test_a_reply_is_yielded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of(lambda number: None, 3)
+    pull = grid.pull_messages
+
+    def twice(ids: Iterable[str]) -> list[Message]:
+        return [*(replies := pull(ids)), *replies]
+
+    monkeypatch.setattr(grid, "pull_messages", twice)
+    assert len(list(exchange(grid, questions(grid), 60.0))) == 3
+
+
+def test_over_selection_and_too_few_replies(writers: str, federate: Federate) -> None:
+    settings = {"task": "emnist_lr", "data": writers, "rounds": 2, "cohort": "4", "eval_every": 0}
+    over, _ = federate("over", **settings, over_select=1.3)
+    for record in over["rounds"]:
+        comm = record["comm"]
+        assert (comm["asked"], comm["answered"], comm["late"]) == (6, 4, 2)
+        assert comm["skipped"] == 0
+    skipped, arrays = federate("skipped", **settings, min_replies=5)
+    assert [record["comm"]["skipped"] for record in skipped["rounds"]] == [1, 1]
+    assert fingerprint(arrays) == fingerprint(
+        {
+            "dense.weight": np.zeros((10, 784), np.float32),
+            "dense.bias": np.zeros(10, np.float32),
+        }
+    )
