@@ -1,5 +1,6 @@
 """The text tutorial's task: next-character prediction on one speaking character's lines per client."""
 
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +22,18 @@ VOCABULARY = (
 )
 """The tutorial's 86 symbols; a symbol's id is its place here."""
 
-DICKENS = Path(str(files("weights") / "dickens_rnn.batch8.kerasmodel"))
+
+def _embedded(name: str) -> Path:
+    """A data file of the package `weights`, wherever on the path an installation has it.
+
+    Flower's bundle is first on the path when it runs the app, and holds text files only.
+    """
+    own = Path(str(files("weights") / name))
+    found = (place / "weights" / name for place in map(Path, sys.path))
+    return own if own.is_file() else next(filter(Path.is_file, found), own)
+
+
+DICKENS = _embedded("dickens_rnn.batch8.kerasmodel")
 """The embedded default checkpoint: a character GRU pre-trained on Dickens."""
 
 PROMPT = "What of TensorFlow Federated, you ask? "
