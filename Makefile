@@ -5,7 +5,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run test lint format clean
+.PHONY: run federation test lint format clean
 
 STARS := HAMLET_HAMLET,OTHELLO_IAGO,MACBETH_MACBETH,KING_LEAR_KING_LEAR,HENRY_V_KING_HENRY_V,AS_YOU_LIKE_IT_ROSALIND
 
@@ -13,6 +13,9 @@ run: .venv/installed  ## fine-tune the embedded Dickens GRU on six of Shakespear
 	@mkdir -p runs
 	$(BIN)/fedferry run shakespeare --client-ids $(STARS) --rounds 5 --max-batches 5 \
 	  --logdir runs/dickens-`date +%Y%m%d-%H%M%S` --save runs/dickens-tuned.kerasmodel
+
+federation: .venv/installed  ## the same app on a real SuperLink with two SuperNodes, on loopback
+	$(BIN)/python deploy/loopback.py --nodes 2 task=emnist_lr rounds=2 cohort=4
 
 test: .venv/installed
 	KERAS_BACKEND=torch $(BIN)/pytest

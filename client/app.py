@@ -27,9 +27,16 @@ app = ClientApp()
 
 @app.query()
 def announce(message: Message, context: Context) -> Message:
-    """Tell which clients' data this node holds."""
-    ids = _served(Settings.from_config(context.run_config), context)
-    return Message(RecordDict({"clients": ConfigRecord({"client-ids": ids})}), reply_to=message)
+    """Tell which clients' data this node holds, and which share of the population that is."""
+    partition, partitions = _share(context)
+    clients = ConfigRecord(
+        {
+            "client-ids": _served(Settings.from_config(context.run_config), context),
+            "partition-id": partition,
+            "num-partitions": partitions,
+        }
+    )
+    return Message(RecordDict({"clients": clients}), reply_to=message)
 
 
 @app.train(mods=[compress])
@@ -90,9 +97,17 @@ class _Job:
 def _served(settings: Settings, context: Context) -> list[str]:
     """Ids of the clients whose data this node holds: its share of the population."""
     population = _population(settings.task, settings.data, "train")
+    partition, partitions = _share(context)
+    return list(population.client_ids)[partition::partitions]
+
+
+def _share(context: Context) -> tuple[int, int]:
+    """`partition-id` and `num-partitions` of the node config; a node without them serves everybody."""
     partition = int(context.node_config.get("partition-id", 0))
     partitions = int(context.node_config.get("num-partitions", 1))
-    return list(population.client_ids)[partition::partitions]
+    if not 0 <= partition < partitions:
+        raise InputError(f"partition-id {partition} must be under num-partitions {partitions}")
+    return partition, partitions
 
 
 def _only_client(settings: Settings, context: Context) -> str:

@@ -1,6 +1,8 @@
 """Who takes part: clients are discovered by asking the nodes, and drawn from (seed, round)."""
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,9 @@ from server.exchange import error_reason, exchange
 from settings.errors import InputError, unknown
 from settings.schema import Settings
 
+_PAUSE = 0.5
+"""Seconds between looks for nodes that have connected meanwhile."""
+
 
 @dataclass(frozen=True)
 class Directory:
@@ -20,35 +25,55 @@ class Directory:
 
     @classmethod
     def discover(cls, grid: Grid, timeout: float = 60.0) -> "Directory":
-        """Ask every connected node which clients it serves.
+        """Ask the nodes which clients they serve, until every share of the population is there.
+
+        A node says which share it serves (`partition-id` of `num-partitions`), so that it is known who is
+        still missing: going on without them would change every cohort.
 
         Raises:
-            InputError: No node, one that is silent or cannot open its data, or two with the same client.
+            InputError: Nobody or not everybody within `timeout` seconds, a node that cannot open its data,
+                or two nodes with the same client.
         """
-        questions = [
-            Message(RecordDict({"config": ConfigRecord()}), node_id, MessageType.QUERY)
-            for node_id in grid.get_node_ids()
-        ]
-        if not questions:
-            raise InputError("no node is connected")
-        silent = {message.metadata.dst_node_id for message in questions}
+        deadline = time.monotonic() + timeout
         node_of: dict[str, int] = {}
-        for reply in exchange(grid, questions, timeout):
-            if reply.has_error():
-                raise InputError(error_reason(reply))
-            node = reply.metadata.src_node_id
-            silent.discard(node)
-            for client_id in reply.content.config_records["clients"]["client-ids"]:  # type: ignore[union-attr]
-                if node_of.setdefault(str(client_id), node) != node:
-                    raise InputError(f"two nodes serve client {client_id!r}; one client, one node")
-        if silent:
-            # Going on without them would change every cohort.
-            raise InputError(
-                f"nodes {sorted(silent)} did not say within {timeout:.0f} s whom they serve"
-            )
+        asked: set[int] = set()
+        shares: set[int] = set()
+        expected = 1
+        while len(shares) < expected:
+            new = sorted(set(grid.get_node_ids()) - asked)
+            asked.update(new)
+            for reply in _ask(grid, new, deadline):
+                said = reply.content.config_records["clients"]
+                expected = max(expected, int(said["num-partitions"]))  # type: ignore[arg-type]
+                shares.add(int(said["partition-id"]))  # type: ignore[arg-type]
+                node = reply.metadata.src_node_id
+                for client_id in said["client-ids"]:  # type: ignore[union-attr]
+                    if node_of.setdefault(str(client_id), node) != node:
+                        raise InputError(
+                            f"two nodes serve client {client_id!r}; one client, one node"
+                        )
+            if len(shares) < expected:
+                if time.monotonic() > deadline:
+                    missing = sorted(set(range(expected)) - shares)
+                    raise InputError(
+                        f"waited {timeout:.0f} s for nodes with partition-id {missing} of {expected}: "
+                        f"{len(asked)} are connected, {len(shares)} of them answered"
+                    )
+                time.sleep(_PAUSE)
         if not node_of:
             raise InputError("the data holds no client")
         return cls(dict(sorted(node_of.items())))
+
+
+def _ask(grid: Grid, nodes: list[int], deadline: float) -> Iterator[Message]:
+    """The nodes' announcements; InputError for one that cannot open its data."""
+    questions = [
+        Message(RecordDict({"config": ConfigRecord()}), node, MessageType.QUERY) for node in nodes
+    ]
+    for reply in exchange(grid, questions, deadline - time.monotonic()):
+        if reply.has_error():
+            raise InputError(error_reason(reply))
+        yield reply
 
 
 class Cohort:

@@ -97,8 +97,10 @@ def announcing(*clients: list[str]) -> InProcessGrid:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        ids = clients[int(context.node_config["index"])]
-        return Message(RecordDict({"clients": ConfigRecord({"client-ids": ids})}), reply_to=message)
+        index = int(context.node_config["index"])
+        said = ConfigRecord({"client-ids": clients[index]})
+        said.update({"partition-id": index, "num-partitions": len(clients)})
+        return Message(RecordDict({"clients": said}), reply_to=message)
 
     return InProcessGrid(app, {}, [{"index": index} for index in range(len(clients))])
 
@@ -115,5 +117,21 @@ def test_clients_are_where_they_say() -> None:
         Directory.discover(announcing(["a", "b"], ["b"]))
     with pytest.raises(InputError, match="the data holds no client"):
         Directory.discover(announcing([], []))
-    with pytest.raises(InputError, match="no node is connected"):
-        Directory.discover(announcing())
+    with pytest.raises(InputError, match=r"partition-id \[0\] of 1: 0 are connected"):
+        Directory.discover(announcing(), timeout=0.1)
+
+
+def test_a_node_that_connects_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = announcing(["a"], ["b"], ["c"])
+    nodes = grid.get_node_ids()
+    looks = iter([nodes[:1], nodes[:2], nodes])
+    monkeypatch.setattr(grid, "get_node_ids", lambda: next(looks, nodes))
+    assert list(Directory.discover(grid).node_of) == ["a", "b", "c"]
+
+
+def test_nodes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = announcing(["a"], ["b"], ["c"])
+    nodes = grid.get_node_ids()
+    monkeypatch.setattr(grid, "get_node_ids", lambda: nodes[1:2])
+    with pytest.raises(InputError, match=r"waited 1 s for nodes with partition-id \[0, 2\] of 3"):
+        Directory.discover(grid, timeout=1.0)
