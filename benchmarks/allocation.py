@@ -48,8 +48,10 @@ def cohort_updates(data: str, rounds: int) -> Cohort:
 def weighted_mean(cohort: Cohort) -> NamedArrays:
     """The pseudo-gradient."""
     total = sum(examples for examples, _ in cohort)
-    names = cohort[0][1]
-    return {name: sum(np.float32(n / total) * u[name] for n, u in cohort) for name in names}
+    return {
+        name: np.sum([np.float32(n / total) * update[name] for n, update in cohort], axis=0)
+        for name in cohort[0][1]
+    }
 
 
 def coded(cohort: Cohort, spec: str) -> tuple[float, float]:
