@@ -8,6 +8,7 @@ stopped and started again. Ends with a Markdown table and a PNG.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -105,23 +106,18 @@ def draw(rows: list[Row], path: Path) -> None:
     """Accuracy against kilobytes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
-        axes.errorbar(row.kilobytes_up, row.accuracy, yerr=row.spread / 2, fmt="o", capsize=3)
-        axes.annotate(
-            row.name,
-            (row.kilobytes_up, row.accuracy),
-            textcoords="offset points",
-            xytext=(6, 4),
-            fontsize=8,
-        )
+    for row, marker in zip(rows, itertools.cycle("os^vD<>PX*"), strict=False):
+        bar = row.spread / 2
+        axes.errorbar(row.kilobytes_up, row.accuracy, bar, fmt=marker, capsize=3, label=row.name)
     axes.set(
         xscale="log",
         xlabel="kilobytes from a client in a round",
         ylabel=f"held-out accuracy after {ROUNDS} rounds, % (bars: range over seeds)",
     )
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
