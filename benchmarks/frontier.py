@@ -108,7 +108,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for row, marker in zip(rows, itertools.cycle("os^vD<>PX*"), strict=False):
+    for row, marker in zip(rows, itertools.cycle("os^vD<>PX*ph8d"), strict=False):
         bar = row.spread / 2
         axes.errorbar(row.kilobytes_up, row.accuracy, bar, fmt=marker, capsize=3, label=row.name)
     axes.set(
