@@ -22,9 +22,12 @@ from simulation.compare import Run, read_run
 ROUNDS = 40
 CODECS = {
     "raw": ["--codec", "identity"],
+    "float16": ["--codec", "float16"],
+    "bfloat16": ["--codec", "bfloat16"],
     "uniform 8": ["--codec", "uniform:bits=8"],
     "step 2.35": ["--codec", "step:bits=2.35,rounding=nearest"],
     "step 1.06": ["--codec", "step:bits=1.06,rounding=nearest"],
+    "step 1.06, stochastic": ["--codec", "step:bits=1.06"],
     "step 0.5": ["--codec", "step:bits=0.5,rounding=nearest"],
     "adaptive 250 kB": ["--codec", "adaptive:budget=250000"],
     "adaptive 135 kB": ["--codec", "adaptive:budget=135000"],
