@@ -1,0 +1,72 @@
+"""`fedferry generate`, `convert` and `export`: what a model writes, and its files."""
+
+from pathlib import Path
+
+import click
+
+from settings.errors import InputError
+
+
+@click.command()
+@click.option("--init", default="", help="checkpoint (default: the embedded Dickens GRU)")
+@click.option("--prompt", default=None, help="text to continue (default: the tutorial's)")
+@click.option("--length", default=200, show_default=True, help="characters to write")
+@click.option("--temperature", default=1.0, show_default=True, help="low is predictable")
+@click.option("--seed", default=0, show_default=True)
+def generate(init: str, prompt: str | None, length: int, temperature: float, seed: int) -> None:
+    """Let a text model continue a prompt.
+
+    \b
+    Example: fedferry generate --prompt "To be, or " --temperature 0.7
+    """
+    from server.initial import initial_model
+    from tasks.catalogue import load_task
+    from tasks.shakespeare import PROMPT
+    from tasks.shakespeare import generate as write
+
+    model = initial_model(load_task("shakespeare"), init, seed)
+    beginning = PROMPT if prompt is None else prompt
+    click.echo(beginning + write(model, beginning, length, temperature, seed))
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+def convert(source: Path, target: Path) -> None:
+    """Convert the Keras checkpoint SOURCE to TARGET.safetensors, its architecture included.
+
+    \b
+    Example: fedferry convert dickens_rnn.batch8.kerasmodel dickens.safetensors
+    """
+    from server.initial import SAFETENSORS, save_final
+    from weights.keras import load_model
+
+    if target.suffix != SAFETENSORS:
+        raise InputError(f"{target}: the name of what is written must end in {SAFETENSORS}")
+    model = load_model(source)
+    save_final(model, target, None)
+    click.echo(f"{target}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--template",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Keras checkpoint of the same architecture; its copy gets the arrays",
+)
+def export(source: Path, target: Path, template: Path) -> None:
+    """Write the weights of SOURCE (.safetensors: --save, or a run's checkpoint) into a Keras file.
+
+    \b
+    Example: fedferry export tuned.safetensors tuned.kerasmodel \\
+               --template dickens_rnn.batch8.kerasmodel
+    """
+    from weights.checkpoint import model_arrays, read_checkpoint
+    from weights.keras import save_model
+
+    arrays, _ = read_checkpoint(source)
+    save_model(model_arrays(arrays), template, target)
+    click.echo(f"{target}")

@@ -1,0 +1,37 @@
+"""Flags of the command, made from the settings schema."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from settings.schema import Settings, flag
+
+SETTINGS = {item.name: item for item in fields(Settings)}
+
+
+def settings_options(names: list[str]) -> Callable[[Any], Any]:
+    """A decorator that adds a flag for each of these fields of the settings schema."""
+
+    def decorate(command: Any) -> Any:
+        for name in reversed(names):
+            item = SETTINGS[name]
+            help_text, choices = item.metadata["help"], item.metadata["choices"]
+            kind: Any = click.Choice(choices) if choices else item.type
+            declaration = flag(item)
+            if item.type is bool and item.default:
+                declaration += f"/--no-{name.replace('_', '-')}"
+            command = click.option(
+                declaration,
+                name,
+                type=None if item.type is bool else kind,
+                is_flag=item.type is bool,
+                default=item.default,
+                show_default=bool(item.default),
+                metavar=item.metadata["metavar"] or None,
+                help=help_text,
+            )(command)
+        return command
+
+    return decorate
