@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -78,11 +79,12 @@ class Recorder:
         purge = history[-1].round + 1 if history else 0
         self.board = SummaryWriter(str(logdir), purge_step=purge)
         table = "\n".join(f"| {key} | {value} |" for key, value in settings.to_config().items())
-        self._text("settings", f"| setting | value |\n|---|---|\n{table}", 0)
-        self.scalars("eval", before, 0)
+        self._text("settings", f"| setting | value |\n|---|---|\n{table}", len(history))
+        if not history:
+            self.scalars("eval", before, 0)
 
-    def add(self, record: RoundRecord) -> None:
-        """Log a finished round and rewrite the JSON files."""
+    def add(self, record: RoundRecord, sample: str = "") -> None:
+        """Log a finished round, with what the model writes after it, and rewrite the JSON files."""
         self.history.append(record)
         self.scalars("train", record.train, record.round)
         self.scalars("eval", record.eval, record.round)
@@ -91,20 +93,20 @@ class Recorder:
         self.scalars("comm", numbers, record.round)
         self.scalars("aggregator", record.aggregator, record.round)
         self.scalars("time", {"seconds": record.seconds}, record.round)
+        if sample:
+            # Monospaced.
+            self._text("sample", indent(sample, "    "), record.round)
         for path in (self._logdir / METRICS, Path(self.settings.json)):
             if path.name:
                 with replacing(path) as file:
                     file.write_text(self._json())
+        # On disk before the round's checkpoint is: a round that is not done again must not lack its logs.
+        self.board.flush()
 
     def scalars(self, group: str, values: Metrics, server_round: int) -> None:
         """Log `group/name` for each value."""
         for name, value in values.items():
             self.board.add_scalar(f"{group}/{name}", value, server_round)
-
-    def sample(self, text: str, server_round: int) -> None:
-        """Log what the model writes, monospaced."""
-        indented = "\n".join(f"    {line}" for line in text.splitlines())
-        self._text("sample", indented, server_round)
 
     def close(self) -> None:
         """Log the hyperparameters with the final metrics, and flush."""

@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import asdict, replace
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from server.cohort import Cohort, Directory
 from server.compression import DEFAULT_CODECS, make_aggregator
@@ -21,7 +23,15 @@ from server.exchange import exchange
 from server.initial import architecture_of, check_target, checkpoint_of, initial_model, save_final
 from server.meter import Traffic
 from server.record import Metrics, Recorder, RoundRecord, comm_record
-from server.state import KeepsStates, load_state, save_state
+from server.state import (
+    KeepsStates,
+    exclusive,
+    forget,
+    has_checkpoint,
+    load_state,
+    run_of,
+    save_state,
+)
 from server.strategy import WeightedFedAvg
 from settings.errors import InputError
 from settings.schema import Settings
@@ -29,6 +39,7 @@ from tasks.catalogue import load_task
 from tasks.data import Split
 from tasks.stream import Stream
 from tasks.task import Task
+from weights.checkpoint import clear_temporaries
 from weights.named import arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
 from weights.wire import pack
@@ -64,6 +75,12 @@ class Federation:
     def run(self) -> None:
         """Train, and leave logs, checkpoints, the JSON file and the final model behind."""
         logdir = Path(self.settings.logdir)
+        if self.settings.resume and not logdir.is_dir():
+            raise InputError(f"nothing to resume: there is no folder {logdir}")
+        with exclusive(logdir):
+            self._run(logdir)
+
+    def _run(self, logdir: Path) -> None:
         history, before = self._start(logdir / "checkpoints")
         console = Console(self.settings, self.cohort.enough, history)
         console.announce(self.task, self._sample(), before)
@@ -71,9 +88,7 @@ class Federation:
         with console:
             for server_round in range(len(history) + 1, self.settings.rounds + 1):
                 record = self._round(server_round, recorder.history, console)
-                recorder.add(record)
-                if record.eval:
-                    recorder.sample(self._sample(), server_round)
+                recorder.add(record, self._sample() if record.eval else "")
                 self._checkpoint(logdir / "checkpoints", server_round, recorder)
                 console.round_done(record)
         recorder.close()
@@ -85,19 +100,30 @@ class Federation:
 
     def _start(self, folder: Path) -> tuple[list[RoundRecord], Metrics]:
         """Rounds done so far and the initial model's evaluation: empty and fresh, or a checkpoint's."""
-        if self.settings.resume:
-            weights, header = load_state(folder, self.settings, self.strategy.optimizer)
+        clear_temporaries(folder.parent)
+        # The same run on Flower: it was killed, and has been started again.
+        ours = run_of(folder) == self.grid.run.run_id
+        if has_checkpoint(folder) and (self.settings.resume or ours):
+            optimizer = self.strategy.optimizer
+            weights, header = load_state(folder, self.settings, optimizer, self._nodes)
             self.strategy.load(weights)
             self.aggregator.load_state(header["aggregator"])
-            if isinstance(self.grid, KeepsStates):
-                self.grid.load_states(folder / "states", header["round"])
+            log(INFO, "the run goes on after round %d", header["round"])
             return [RoundRecord(**item) for item in header["rounds"]], header["before"]
-        if folder.exists():
+        if has_checkpoint(folder):
             raise InputError(
                 f"{folder.parent} already holds a run: give --resume to go on with it, "
                 "or another --logdir"
             )
+        if self.settings.resume:
+            log(WARNING, "%s holds no checkpoint yet: the run starts from its beginning", folder)
+        forget(folder)
         return [], self.evaluate(0) if self.settings.eval_every else {}
+
+    @property
+    def _nodes(self) -> KeepsStates | None:
+        """The grid, if its nodes' states are for the server to keep."""
+        return self.grid if isinstance(self.grid, KeepsStates) else None
 
     def _round(
         self, server_round: int, history: list[RoundRecord], console: Console
@@ -156,17 +182,16 @@ class Federation:
         load_arrays(self.model, self.strategy.weights, "the global model")
 
     def _checkpoint(self, folder: Path, server_round: int, recorder: Recorder) -> None:
-        # Before the checkpoint itself: states of a round that has none are never read.
-        if isinstance(self.grid, KeepsStates):
-            self.grid.save_states(folder / "states", server_round)
         header: dict[str, Any] = {
             "settings": self.settings.to_config(),
+            "run": self.grid.run.run_id,
             "architecture": architecture_of(self.model),
             "aggregator": self.aggregator.state(),
             "before": recorder.before,
             "rounds": [asdict(record) for record in recorder.history],
         }
-        save_state(folder, server_round, self.strategy.weights, self.strategy.optimizer, header)
+        weights, optimizer = self.strategy.weights, self.strategy.optimizer
+        save_state(folder, server_round, weights, optimizer, header, self._nodes)
 
 
 def resolve(settings: Settings, task: Task) -> Settings:

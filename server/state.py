@@ -1,6 +1,10 @@
 """Checkpoints of a run: everything needed to go on as if it had never stopped."""
 
-from collections.abc import Mapping
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from logging import WARNING
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +19,8 @@ from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
 from weights.named import NamedArrays
 
 _KEPT = 3
+_STATES = "states"
+"""Folder of the nodes' states, inside the checkpoints' folder."""
 _FREE = {"rounds", "logdir", "save", "json", "resume"} | {
     f"eval{suffix}" for suffix in ("uation", "-every", "-cohort", "-batches")
 }
@@ -25,11 +31,38 @@ _FREE = {"rounds", "logdir", "save", "json", "resume"} | {
 class KeepsStates(Protocol):
     """A grid whose nodes' states live and die with this process: they belong to the checkpoint."""
 
-    def save_states(self, folder: Path, server_round: int) -> None:
-        """Write what nodes remember after a round."""
+    def save_states(self, folder: Path, server_round: int, oldest: int) -> None:
+        """Write what nodes remember after a round; drop what no round from `oldest` on needs."""
 
     def load_states(self, folder: Path, server_round: int) -> None:
-        """Let nodes remember what they did after that round."""
+        """Let nodes remember what they did after that round, and forget what came later."""
+
+
+@contextmanager
+def exclusive(logdir: Path) -> Iterator[None]:
+    """Hold a run's folder: two runs that write checkpoints into one would mix them.
+
+    The lock is the operating system's, so that it ends with the process, however that ends.
+
+    Raises:
+        InputError: Another process holds it, or it cannot be made.
+    """
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(logdir, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{logdir}: cannot be written: {error}") from None
+    try:
+        with suppress(OSError):  # a file system without locks: then nobody is kept out
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{logdir} is in use: another run, which has not ended, writes into it"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def save_state(
@@ -38,6 +71,7 @@ def save_state(
     weights: NamedArrays,
     optimizer: Optimizer,
     header: Mapping[str, Any],
+    nodes: KeepsStates | None = None,
 ) -> Path:
     """Write the checkpoint of a finished round and drop all but the last few.
 
@@ -48,8 +82,14 @@ def save_state(
         server_round: The round that is finished.
         weights: The global model.
         optimizer: The server optimizer.
-        header: JSON kept with it: the settings under "settings", the history of rounds.
+        header: JSON kept with it: the settings under "settings", Flower's id of the run under "run", the
+            history of rounds.
+        nodes: Whose nodes' states belong to the checkpoint.
     """
+    # Before the checkpoint itself: states of a round that has none are never read.
+    if nodes is not None:
+        oldest = min((_round_of(path) for path in _checkpoints(folder)), default=server_round)
+        nodes.save_states(folder / _STATES, server_round, oldest)
     tensors, scalars = _optimizer_state(optimizer)
     arrays = {f"weights/{name}": array for name, array in weights.items()} | tensors
     path = folder / f"round-{server_round:06d}.safetensors"
@@ -60,29 +100,62 @@ def save_state(
 
 
 def load_state(
-    folder: Path, settings: Settings, optimizer: Optimizer
+    folder: Path, settings: Settings, optimizer: Optimizer, nodes: KeepsStates | None = None
 ) -> tuple[NamedArrays, dict[str, Any]]:
-    """Read the last good checkpoint, restore the optimizer, and return the weights and the header.
+    """Read the last good checkpoint, restore the optimizer and the nodes, return weights and header.
 
-    A damaged checkpoint is skipped with a warning, for the one before it.
+    A checkpoint that is damaged, or whose nodes' states are, is skipped with a warning for the one before.
 
     Raises:
         InputError: No good checkpoint, or one of a run with other settings.
     """
+    for path, arrays, header in _readable(folder):
+        _check_settings(header["settings"], settings.to_config(), path)
+        try:
+            if nodes is not None:
+                nodes.load_states(folder / _STATES, header["round"])
+        except InputError as error:
+            log(WARNING, "%s is skipped: %s", path.name, error)
+            continue
+        _restore_optimizer(optimizer, arrays, header["optimizer"])
+        return model_arrays(arrays), header
+    raise InputError(f"nothing to resume: {folder} holds no checkpoint that can be read")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run came as far as its first checkpoint, whatever has become of it since."""
+    return bool(_checkpoints(folder))
+
+
+def run_of(folder: Path) -> int | None:
+    """Flower's id of the run that wrote the last good checkpoint; None if there is none."""
+    for _, _, header in _readable(folder):
+        return header.get("run")
+    return None
+
+
+def forget(folder: Path) -> None:
+    """Clear away what a run that came to no checkpoint left: states that belong to no round."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _readable(folder: Path) -> Iterator[tuple[Path, NamedArrays, dict[str, Any]]]:
+    """Checkpoints with their content, the last one first; damaged ones are warned of."""
     for path in reversed(_checkpoints(folder)):
         try:
             arrays, header = read_checkpoint(path)
         except InputError as error:
             log(WARNING, "skipped: %s", error)
             continue
-        _check_settings(header["settings"], settings.to_config(), path)
-        _restore_optimizer(optimizer, arrays, header["optimizer"])
-        return model_arrays(arrays), header
-    raise InputError(f"nothing to resume: {folder} holds no checkpoint that can be read")
+        yield path, arrays, header
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.safetensors"))
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))
 
 
 def _check_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:

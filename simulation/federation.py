@@ -13,7 +13,7 @@ from server.app import app as server_app
 from server.console import describe
 from server.rounds import Federation
 from settings.schema import Settings
-from simulation.grid import RUN_ID, InProcessGrid
+from simulation.grid import InProcessGrid
 from tasks.data import Split
 from weights.checkpoint import replacing
 
@@ -25,7 +25,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 def simulate(settings: Settings) -> None:
     """Run server and clients in this process; one node serves the whole population."""
     grid = InProcessGrid(client_app, settings.to_config())
-    context = Context(RUN_ID, 0, {}, RecordDict(), settings.to_config())
+    context = Context(grid.run.run_id, 0, {}, RecordDict(), settings.to_config())
     server_app(grid=grid, context=context)
 
 

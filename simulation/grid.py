@@ -5,6 +5,7 @@ its `Context.state` from message to message, an exception becomes an error reply
 state changes, and a message past its time to live is not delivered.
 """
 
+import secrets
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from simulation.node_state import NodeStates
 
-RUN_ID = 1
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
 
@@ -42,6 +42,7 @@ class InProcessGrid(Grid):
         client_app: Called for every message, so that its mods and its lifespan run.
         run_config: What `Context.run_config` holds in the ClientApp.
         node_configs: One node each; what `Context.node_config` holds there.
+        run_id: Flower's id of the run; None draws one, so that no two runs share it.
     """
 
     def __init__(
@@ -49,17 +50,19 @@ class InProcessGrid(Grid):
         client_app: ClientApp,
         run_config: UserConfig,
         node_configs: Sequence[UserConfig] = ({},),
+        run_id: int | None = None,
     ) -> None:
         self._client_app = client_app
+        run = Run.create_empty(secrets.randbits(63) if run_id is None else run_id)
         self._contexts = {
             _FIRST_NODE_ID + index: Context(
-                RUN_ID, _FIRST_NODE_ID + index, dict(config), RecordDict(), dict(run_config)
+                run.run_id, _FIRST_NODE_ID + index, dict(config), RecordDict(), dict(run_config)
             )
             for index, config in enumerate(node_configs)
         }
         self._pending: dict[str, Message] = {}
         self._states: NodeStates | None = None
-        self.set_run(Run.create_empty(RUN_ID))
+        self.set_run(run)
 
     def set_run(self, run: Run) -> None:
         """Set the run; messages that the server creates from now on belong to it."""
@@ -119,11 +122,12 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def save_states(self, folder: Path, server_round: int) -> None:
+    def save_states(self, folder: Path, server_round: int, oldest: int) -> None:
         """Write what nodes remember after a round (`server.state.KeepsStates`)."""
         if self._states is None:
             self._states = NodeStates(folder)
-        self._states.save(server_round, {i: context.state for i, context in self._contexts.items()})
+        states = {node_id: context.state for node_id, context in self._contexts.items()}
+        self._states.save(server_round, oldest, states)
 
     def load_states(self, folder: Path, server_round: int) -> None:
         """Let nodes remember what they did after that round."""

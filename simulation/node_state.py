@@ -8,8 +8,6 @@ from flwr.app import RecordDict
 from weights.checkpoint import read_checkpoint, write_checkpoint
 from weights.wire import claimed, pack, unpack
 
-_KEPT_ROUNDS = 3
-
 
 class NodeStates:
     """Writes the array records of nodes' states, each when it has changed, as one file a round.
@@ -25,8 +23,8 @@ class NodeStates:
         self._folder = folder
         self._written: dict[tuple[int, str], list[bytes]] = {}
 
-    def save(self, server_round: int, states: dict[int, RecordDict]) -> None:
-        """Write what has changed since the last call."""
+    def save(self, server_round: int, oldest: int, states: dict[int, RecordDict]) -> None:
+        """Write what has changed since the last call; drop what no round from `oldest` on needs."""
         for node_id, state in states.items():
             for name, record in state.array_records.items():
                 data = [array.data for array in record.values()]
@@ -38,18 +36,24 @@ class NodeStates:
                 arrays = unpack(record, like=claimed(record))
                 write_checkpoint(place / f"round-{server_round:06d}.safetensors", arrays, {})
                 self._written[node_id, name] = data
-                _prune(place, server_round)
+                _prune(place, oldest)
 
     def load(self, server_round: int) -> dict[int, RecordDict]:
-        """The states after a round; InputError if a file is damaged."""
+        """The states after a round; InputError if a file is damaged.
+
+        Later versions are deleted: they are of rounds that are going to be done again.
+        """
         states: dict[int, RecordDict] = {}
-        last = f"round-{server_round:06d}.safetensors"
+        last, later = f"round-{server_round:06d}.safetensors", []
         for place in sorted(self._folder.glob("*/*")):
             versions = [file for file in _versions(place) if file.name <= last]
+            later += [file for file in _versions(place) if file.name > last]
             if versions:
                 arrays, _ = read_checkpoint(versions[-1])
                 node_id, name = int(place.parent.name), unquote(place.name)
                 states.setdefault(node_id, RecordDict())[name] = pack(arrays)
+        for file in later:
+            file.unlink()
         return states
 
 
@@ -57,8 +61,8 @@ def _versions(place: Path) -> list[Path]:
     return sorted(place.glob("round-*.safetensors"))
 
 
-def _prune(place: Path, server_round: int) -> None:
-    """Drop versions that no checkpoint which is still kept can need."""
-    oldest = f"round-{max(server_round - _KEPT_ROUNDS, 0):06d}.safetensors"
-    for file in [file for file in _versions(place) if file.name <= oldest][:-1]:
+def _prune(place: Path, oldest: int) -> None:
+    """Drop versions that no round from `oldest` on needs: all before the newest up to that round."""
+    name = f"round-{oldest:06d}.safetensors"
+    for file in [file for file in _versions(place) if file.name <= name][:-1]:
         file.unlink()

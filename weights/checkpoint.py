@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from settings.errors import InputError
 from weights.named import Array, NamedArrays, fingerprint
 
 _HEADER, _CHECKSUM = "fedferry", "sha256"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
@@ -90,3 +92,10 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete what `replacing` left anywhere in a folder when its process was killed."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -77,6 +77,20 @@ def test_a_reply_is_yielded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(exchange(grid, questions(grid), 60.0))) == 3
 
 
+def test_replies_to_messages_from_before_a_kill_are_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even if a grid handed them out: they answer messages that nobody waits for."""
+    grid = grid_of(lambda number: None, 3)
+    before = set(grid.push_messages(questions(grid)))
+    pull = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: pull({*ids, *before}))
+    sent = questions(grid)
+    replies = list(exchange(grid, sent, 60.0))
+    expected = {message.metadata.message_id for message in sent}
+    assert {reply.metadata.reply_to_message_id for reply in replies} == expected
+
+
 def test_over_selection_and_too_few_replies(writers: str, federate: Federate) -> None:
     settings = {"task": "emnist_lr", "data": writers, "rounds": 2, "cohort": "4", "eval_every": 0}
     over, _ = federate("over", **settings, over_select=1.3)

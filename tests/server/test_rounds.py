@@ -10,7 +10,8 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.app import announce
+from client.app import announce, evaluate_model, train
+from client.app import app as client_app
 from server.rounds import Federation
 from settings.errors import InputError
 from settings.schema import Settings
@@ -93,6 +94,67 @@ def test_resuming_with_other_settings_is_refused(writers: str, federate: Federat
         federate("elsewhere", **values, resume=True)
     # A setting that is left to the task and one that says the same are the same.
     federate(**{**values, "rounds": 2}, resume=True)
+
+
+def test_a_run_that_flower_starts_again_goes_on_by_itself(
+    writers: str, federate: Federate, tmp_path: Path
+) -> None:
+    """Killed during round 3, and started again with Flower's id of the run but without --resume."""
+    values = {**SMALL, "data": writers, "rounds": 4, "server_optimizer": "sgd:lr=0.5,momentum=0.9"}
+    _, straight = federate("straight", **values)
+    folder = tmp_path / "killed"
+    settings = Settings(**values, logdir=str(folder), save=str(folder / "model.safetensors"))
+
+    def start(run_id: int, app: ClientApp = client_app) -> None:
+        Federation(settings, InProcessGrid(app, settings.to_config(), run_id=run_id)).run()
+
+    with pytest.raises(KeyboardInterrupt):
+        start(7, dying(server_round=3))
+    assert sorted(path.name for path in folder.glob("checkpoints/*")) == [
+        f"round-00000{number}.safetensors" for number in (1, 2)
+    ]
+    with pytest.raises(InputError, match="already holds a run: give --resume"):
+        start(8)
+    start(7)
+    assert fingerprint(read_checkpoint(folder / "model.safetensors")[0]) == fingerprint(straight)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    resume: bool, writers: str, federate: Federate, tmp_path: Path
+) -> None:
+    values = {**SMALL, "data": writers}
+    _, straight = federate("straight", **values)
+    folder = tmp_path / "killed"
+    settings = Settings(**values, logdir=str(folder))
+    with pytest.raises(KeyboardInterrupt):
+        Federation(settings, InProcessGrid(dying(server_round=1), settings.to_config())).run()
+    # What a kill in the first write of a state or a checkpoint leaves.
+    state = folder / "checkpoints/states/2/residual%2Fa/round-000001.safetensors"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"of a round that never was")
+    (folder / "checkpoints/.round-000001.safetensors.0123abcd").touch()
+    content, arrays = federate("killed", **values, resume=resume)
+    assert len(content["rounds"]) == 2
+    assert fingerprint(arrays) == fingerprint(straight)
+    assert sorted(path.name for path in (folder / "checkpoints").rglob("*")) == [
+        f"round-00000{number}.safetensors" for number in (1, 2)
+    ]
+
+
+def dying(server_round: int) -> ClientApp:
+    """Our clients, until one of them takes the whole process with it."""
+    app = ClientApp()
+    app.query()(announce)
+    app.evaluate()(evaluate_model)
+
+    @app.train()
+    def train_or_die(message: Message, context: Context) -> Message:
+        if message.content.config_records["config"]["server-round"] == server_round:
+            raise KeyboardInterrupt
+        return train(message, context)
+
+    return app
 
 
 def test_nothing_is_left_to_do(writers: str, federate: Federate) -> None:

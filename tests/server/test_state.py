@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.clientapp import ClientApp
 from torch import nn
 from torch.optim import Optimizer
 
-from server.state import load_state, save_state
+from server.state import KeepsStates, exclusive, has_checkpoint, load_state, run_of, save_state
 from settings.errors import InputError
 from settings.schema import Settings
+from simulation.grid import InProcessGrid
 from weights.named import fingerprint
 from weights.optimizers import _TORCH_NAMES, OPTIMIZERS, make_optimizer
+from weights.wire import pack
 
 TORCH = [f"torch.{name}:lr=0.1" for name in _TORCH_NAMES]
 TFF = [f"{name}:lr=0.1" for name in OPTIMIZERS]
@@ -56,10 +59,12 @@ def test_every_optimizer_resumes_bit_for_bit(spec: str, tmp_path: Path) -> None:
     assert fingerprint(resumed.arrays) != fingerprint(stopped.arrays)
 
 
-def saved(folder: Path, server_round: int, settings: Settings) -> Path:
+def saved(
+    folder: Path, server_round: int, settings: Settings, nodes: KeepsStates | None = None
+) -> Path:
     problem = Problem("sgd:lr=0.1")
-    header = {"settings": settings.to_config()}
-    return save_state(folder, server_round, problem.arrays, problem.optimizer, header)
+    header = {"settings": settings.to_config(), "run": 100 + server_round}
+    return save_state(folder, server_round, problem.arrays, problem.optimizer, header, nodes)
 
 
 def test_the_last_few_are_kept_and_the_last_is_read(tmp_path: Path) -> None:
@@ -88,6 +93,88 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> N
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="holds no checkpoint that can be read"):
         load_state(tmp_path, Settings(), Problem("sgd:lr=0.1").optimizer)
+
+
+def test_the_last_good_checkpoint_says_whose_it_is(tmp_path: Path) -> None:
+    assert run_of(tmp_path / "none") is None
+    assert not has_checkpoint(tmp_path)
+    for server_round in (1, 2):
+        saved(tmp_path, server_round, Settings())
+    assert run_of(tmp_path) == 102
+    (tmp_path / "round-000002.safetensors").write_bytes(b"damaged")
+    assert run_of(tmp_path) == 101
+    (tmp_path / "round-000001.safetensors").write_bytes(b"damaged")
+    assert run_of(tmp_path) is None
+    assert has_checkpoint(tmp_path)
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / "a"),
+        exclusive(tmp_path / "b"),
+        pytest.raises(InputError, match="a is in use: another run"),
+        exclusive(tmp_path / "a"),
+    ):
+        pass
+    with exclusive(tmp_path / "a"):
+        pass
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match="file/a: cannot be written"),
+        exclusive(tmp_path / "file/a"),
+    ):
+        pass
+
+
+class Nodes(InProcessGrid):
+    """Two nodes; `remember` puts a number into the state of one."""
+
+    def __init__(self) -> None:
+        super().__init__(ClientApp(), {}, [{}, {}])
+
+    def remember(self, node: int, value: int) -> None:
+        context = self._contexts[self.get_node_ids()[node]]
+        context.state["kept"] = pack({"value": np.array(value)})
+
+    def remembered(self) -> list[int | None]:
+        states = [context.state.array_records for context in self._contexts.values()]
+        return [int(s["kept"]["value"].numpy()) if "kept" in s else None for s in states]
+
+
+def test_node_states_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    nodes, settings = Nodes(), Settings()
+    nodes.remember(1, 10)
+    paths = []
+    for server_round in (1, 2, 3, 4, 5):
+        nodes.remember(0, server_round)
+        paths.append(saved(tmp_path, server_round, settings, nodes))
+    assert loaded(tmp_path) == (5, [5, 10])
+    # A damaged checkpoint takes the states of its round with it, a damaged state its checkpoint.
+    paths[4].write_bytes(b"damaged")
+    assert loaded(tmp_path) == (4, [4, 10])
+    assert not list(tmp_path.glob("states/*/*/round-000005*"))
+    [state] = tmp_path.glob("states/*/*/round-000004*")
+    state.write_bytes(b"damaged")
+    assert loaded(tmp_path) == (3, [3, 10])
+
+
+def test_node_states_of_all_kept_checkpoints_are_kept(tmp_path: Path) -> None:
+    """Also where rounds lie between the checkpoints, because the disk was full."""
+    nodes = Nodes()
+    for server_round in (1, 2, 9, 10):
+        nodes.remember(0, server_round)
+        path = saved(tmp_path, server_round, Settings(), nodes)
+    assert len(list(tmp_path.glob("states/*/*/round-*"))) == 4
+    for server_round in (9, 2):
+        path.write_bytes(b"damaged")
+        assert loaded(tmp_path) == (server_round, [server_round, None])
+        path = tmp_path / f"round-{server_round:06}.safetensors"
+
+
+def loaded(folder: Path) -> tuple[int, list[int | None]]:
+    nodes = Nodes()
+    _, header = load_state(folder, Settings(), Problem("sgd:lr=0.1").optimizer, nodes)
+    return header["round"], nodes.remembered()
 
 
 @pytest.mark.parametrize(
