@@ -14,8 +14,9 @@ run: .venv/installed  ## fine-tune the embedded Dickens GRU on six of Shakespear
 	$(BIN)/fedferry run shakespeare --client-ids $(STARS) --rounds 5 --max-batches 5 \
 	  --logdir runs/dickens-`date +%Y%m%d-%H%M%S` --save runs/dickens-tuned.kerasmodel
 
-federation: .venv/installed  ## the same app on a real SuperLink with two SuperNodes, on loopback
-	$(BIN)/python deploy/loopback.py --nodes 2 task=emnist_lr rounds=2 cohort=4
+federation: .venv/installed  ## the same job on a real SuperLink with three SuperNodes, on loopback
+	$(BIN)/python deploy/loopback.py --nodes 3 task=shakespeare client-ids=$(STARS) rounds=3 max-batches=5 \
+	  save=runs/federation-tuned.kerasmodel
 
 test: .venv/installed
 	KERAS_BACKEND=torch $(BIN)/pytest

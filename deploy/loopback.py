@@ -3,29 +3,189 @@
     python deploy/loopback.py --nodes 2 task=emnist_lr rounds=2 cohort=6
 
 Settings are `key=value` pairs of the run config (the flags of `fedferry run`, without dashes in front).
-Each SuperNode serves an equal share of the population. Prints Flower's own verdict on the run, and ends
-what it started, by process id. Logs, Flower's home and the results are under --out.
+Each SuperNode serves an equal share of the population, or what its --node-config says. Prints Flower's own
+verdict on the run, and ends what it started, by process id. Logs, Flower's home and the results are under --out.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from settings.errors import InputError
+from settings.schema import Settings, Value, key_of
+
+ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+FLOWER = (str(BIN / "flower-superexec"),)
+"""Flower's own executor: a new Python for every message."""
+FORKING = (sys.executable, str(ROOT / "deploy" / "executor.py"))
+"""Ours, which forks."""
+APPS = ("flwr-serverapp", "flwr-clientapp")
+COMPLETED = "finished:completed"
+PATHS = ("data", "init", "save", "json", "logdir")
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # What the app needs is installed already; `uv sync` at every run would need the network.
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
 }
+
+
+class Loopback:
+    """Parts of a federation by name: `superlink`, `node-0`, ..., and `NAME.executor`, which runs its apps.
+
+    Each part is a process group of its own, so that a part is ended or killed with all that it started.
+
+    Args:
+        out: Logs, the SuperLink's database, Flower's home and what the runs write.
+        executor: Command of the executors: `FORKING` or `FLOWER`.
+    """
+
+    def __init__(self, out: Path, executor: Sequence[str] = FORKING) -> None:
+        self.out = out.resolve()
+        self.parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        self._executor = executor
+        self._home = self.out / "flwr-home"
+        self._home.mkdir(parents=True)
+        # Flower finds its programs by name.
+        path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+        self.environment = os.environ | ENVIRONMENT
+        self.environment |= {"FLWR_HOME": str(self._home), "PATH": path}
+
+    def __enter__(self) -> "Loopback":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in list(self.parts):
+            self.stop(name, wait=False)
+        for name in list(self.parts):
+            self.stop(name)
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink, with the database that an earlier one left."""
+        words = ("--isolation", "process", "--database", str(self.out / "superlink.db"))
+        self._serve("superlink", str(BIN / "flower-superlink"), "--insecure", *words)
+        address = f'address = "127.0.0.1:{self._ports["superlink"]}"'
+        (self._home / "config.toml").write_text(
+            f"[superlink.loopback]\n{address}\ninsecure = true\n"
+        )
+
+    def start_node(self, index: int, node_config: str) -> None:
+        """Start SuperNode `node-INDEX`; `node_config` is its `--node-config`."""
+        superlink = ("--superlink", f"127.0.0.1:{self._ports['superlink']}")
+        words = ("--isolation", "process", "--node-config", node_config)
+        program = str(BIN / "flower-supernode")
+        self._serve(f"node-{index}", program, "--insecure", *superlink, *words)
+
+    def _serve(self, name: str, *program: str) -> None:
+        """Start a program that listens, and its executor; after a restart on the port that it had."""
+        for _ in range(3):  # somebody else may take the free port first
+            port = self._ports.get(name) or free_port()
+            self._start(name, *program, "--host", "127.0.0.1", "--port", str(port))
+            if self._listens(name, port):
+                break
+            self.kill(name)
+        else:
+            raise SystemExit(f"{name} does not listen on port {port}: see {self.out / name}.log")
+        self._ports[name] = port
+        if f"{name}.executor" not in self.parts:
+            address = ("--insecure", "--runtime-api-address", f"127.0.0.1:{port}")
+            self._start(f"{name}.executor", *self._executor, *address)
+
+    def _start(self, name: str, *command: str) -> None:
+        with (self.out / f"{name}.log").open("ab") as log:
+            self.parts[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.out,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _listens(self, name: str, port: int, timeout: float = 120.0) -> bool:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self.parts[name].poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return True
+            time.sleep(0.1)
+        return False
+
+    def stop(self, name: str, wait: bool = True) -> None:
+        """Ask a part and all that it started to end; after 15 seconds, kill what is left."""
+        process = self.parts[name]
+        _signal_group(process.pid, signal.SIGTERM)
+        if wait:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=15)
+            self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """`kill -9` a part and all that it started."""
+        process = self.parts.pop(name)
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def apps(self, name: str) -> list[int]:
+        """Process ids of the apps that a part's executor runs now."""
+        group = self.parts[f"{name}.executor"].pid
+        return [pid for pid, comm, pgrp in _processes() if pgrp == group and comm in APPS]
+
+    def flwr(self, *words: str) -> Any:
+        """What a `flwr` command prints, read as JSON."""
+        command = [str(BIN / "flwr"), *words, "--format", "json"]
+        said = subprocess.run(
+            command, env=self.environment, cwd=self.out, capture_output=True, text=True
+        )
+        if said.returncode:
+            raise InputError(f"flwr {words[0]}: {said.stderr.strip() or said.stdout.strip()}")
+        return json.loads(said.stdout)
+
+    def submit(self, config: Mapping[str, Value], app: Path = ROOT) -> str:
+        """`flwr run` with this run config: the id of the run."""
+        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        return str(self.flwr("run", str(app), "loopback", "--run-config", pairs)["run-id"])
+
+    def verdict(self, run_id: str) -> tuple[str, str]:
+        """A run's status and its details, by `flwr ls`: `flwr run` exits with 0 whatever happens."""
+        (run,) = self.flwr("ls", "loopback", "--run-id", run_id)["runs"]
+        return run["status"], run["status-details"].replace("N/A", "")
+
+    def wait(self, run_id: str, timeout: float) -> tuple[str, str]:
+        """The verdict once the run has ended, or after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            said = self.verdict(run_id)
+            if said[0].startswith("finished") or time.monotonic() > deadline:
+                return said
+            time.sleep(1.0)
+
+    def follow(self, run_id: str, timeout: float) -> None:
+        """Print a run's log while it goes on."""
+        command = [str(BIN / "flwr"), "log", run_id, "loopback", "--stream"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, env=self.environment, cwd=self.out, timeout=timeout)
 
 
 def free_port() -> int:
@@ -36,88 +196,89 @@ def free_port() -> int:
         return port
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes], timeout: float = 60.0) -> None:
-    """Wait until somebody listens on the port."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"the SuperLink does not listen on port {port}: see its log")
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
-def verdict(env: dict[str, str]) -> dict[str, object]:
-    """What the SuperLink says of the last run: `flwr run` exits with 0 whatever happens."""
-    command = [str(BIN / "flwr"), "ls", "loopback", "--format", "json"]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    run: dict[str, object] = json.loads(said)["runs"][0]
-    return run
+def _processes() -> Iterator[tuple[int, str, int]]:
+    """Process id, name and process group of every process."""
+    said = subprocess.run(["ps", "-eo", "pid=,pgid=,comm="], capture_output=True, text=True)
+    for line in said.stdout.splitlines():
+        pid, group, name = line.split(maxsplit=2)
+        yield int(pid), name, int(group)
 
 
-def federate(out: Path, nodes: int, config: dict[str, str], timeout: float) -> str:
-    """Start everything, run the app, and return the run's status."""
-    home, port = out / "flwr-home", free_port()
-    home.mkdir(parents=True)
-    connection = f'[superlink.loopback]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    (home / "config.toml").write_text(connection)
-    # The SuperLink and the SuperNodes start their executors by name.
-    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    env = os.environ | ENVIRONMENT | {"FLWR_HOME": str(home), "PATH": path}
-    started: list[subprocess.Popen[bytes]] = []
+def read_settings(pairs: Sequence[str]) -> dict[str, Value]:
+    """`key=value` words as a run config: values by the schema's types, paths made absolute.
 
-    def start(name: str, *words: str) -> subprocess.Popen[bytes]:
-        with (out / f"{name}.log").open("wb") as log:
-            command = [str(BIN / words[0]), *words[1:]]
-            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-        return started[-1]
-
-    try:
-        address = ("--host", "127.0.0.1", "--port")
-        link = start("superlink", "flower-superlink", "--insecure", *address, str(port))
-        wait_for(port, link)
-        for index in range(nodes):
-            share = f"partition-id={index} num-partitions={nodes}"
-            connect = ("--insecure", "--superlink", f"127.0.0.1:{port}", "--node-config", share)
-            name = f"supernode-{index}"
-            start(name, "flower-supernode", *connect, *address, str(free_port()))
-        values = " ".join(f"{key}={value}" for key, value in config.items())
-        print(f"SuperLink on port {port}, {nodes} SuperNodes; logs in {out}", flush=True)
-        command = [str(BIN / "flwr"), "run", str(ROOT), "loopback", "--run-config", values]
-        subprocess.run([*command, "--stream"], env=env, check=True, timeout=timeout)
-        return str(verdict(env)["status"])
-    finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in started:
-            process.wait(timeout=30)
+    Raises:
+        InputError: An unknown key, or a value that cannot be read.
+    """
+    types = {key_of(item): type(item.default) for item in fields(Settings)}
+    config: dict[str, Value] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        wanted = types.get(key, str)
+        if wanted is bool and text in ("true", "false"):
+            config[key] = text == "true"
+        elif wanted in (int, float):
+            try:
+                config[key] = wanted(text)
+            except ValueError:
+                raise InputError(f"{key} must be a number, not {text!r}") from None
+        else:
+            config[key] = str(Path(text).resolve()) if key in PATHS and text != "sample" else text
+    return Settings.from_config(config).to_config()
 
 
-def toml(value: str) -> str:
-    """A run config value as TOML: numbers and true/false as they are, everything else quoted."""
-    try:
-        float(value)
-    except ValueError:
-        return value if value in ("true", "false") else json.dumps(value)
-    return value
+def federate(
+    out: Path, node_configs: Sequence[str], config: Mapping[str, Value], timeout: float
+) -> bool:
+    """Start everything, run the app once, print its log and the verdict; whether it was `COMPLETED`."""
+    with Loopback(out) as loopback:
+        print(
+            f"a SuperLink and {len(node_configs)} SuperNodes on loopback; logs in {out}", flush=True
+        )
+        loopback.start_superlink()
+        for index, node_config in enumerate(node_configs):
+            loopback.start_node(index, node_config)
+        run_id = loopback.submit(config)
+        loopback.follow(run_id, timeout)
+        status, details = loopback.wait(run_id, 10)
+        print(f"verdict on run {run_id}: {status}{f' ({details})' if details else ''}")
+        return status == COMPLETED
 
 
 def main() -> None:
-    """Read the command line and report the verdict, which is the exit code too."""
+    """Read the command line; the exit code is 0 only if Flower says that the run was completed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for the whole run")
-    parser.add_argument("--out", type=Path, default=ROOT / time.strftime("runs/loopback-%H%M%S"))
+    parser.add_argument("--nodes", type=int, default=2, help="SuperNodes, of equal shares")
+    parser.add_argument(
+        "--node-config", action="append", help="one SuperNode's; several times, instead of --nodes"
+    )
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the whole run")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / time.strftime("runs/loopback-%Y%m%d-%H%M%S")
+    )
     parser.add_argument("config", nargs="*", metavar="key=value")
     options = parser.parse_args()
-    pairs = dict(pair.split("=", 1) for pair in options.config)
-    text_keys = ("cohort", "eval-cohort")  # text in the schema, though they look like numbers
-    config = {k: json.dumps(v) if k in text_keys else toml(v) for k, v in pairs.items()}
-    out = options.out.resolve()
-    config.setdefault("logdir", json.dumps(str(out / "run")))
-    status = federate(out, options.nodes, config, options.timeout)
-    print(f"verdict: {status}")
-    sys.exit(0 if status == "finished:completed" else 1)
+    # Ended from outside, too, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    shares = [
+        f"partition-id={index} num-partitions={options.nodes}" for index in range(options.nodes)
+    ]
+    try:
+        config = read_settings(options.config)
+        if not config["logdir"]:
+            config["logdir"] = str(options.out.resolve() / "run")
+        completed = federate(options.out, options.node_config or shares, config, options.timeout)
+    except InputError as error:
+        print(f"loopback: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0 if completed else 1)
 
 
 if __name__ == "__main__":
