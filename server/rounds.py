@@ -1,15 +1,18 @@
 """The round loop: from settings and a grid to a trained model."""
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.supercore import log
+from torch import nn
 
 from server.cohort import Cohort, Directory
 from server.compression import DEFAULT_CODECS, make_aggregator
@@ -29,6 +32,7 @@ from server.state import (
     forget,
     has_checkpoint,
     load_state,
+    optimizer_state,
     run_of,
     save_state,
 )
@@ -40,13 +44,18 @@ from tasks.data import Split
 from tasks.stream import Stream
 from tasks.task import Task
 from weights.checkpoint import clear_temporaries
-from weights.named import arrays_of, load_arrays, trainable_names
+from weights.named import NamedArrays, arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
 from weights.wire import pack
 
 
 class Federation:
-    """One run: rounds of training and evaluation over a grid, recorded.
+    """A federation over a grid: `run` trains and records it as the settings say, `next` does one round.
+
+    Attributes:
+        task: The task.
+        settings: The settings, with the task's own values where they leave something open.
+        history: The rounds so far.
 
     Raises:
         InputError: Settings that do not fit the task, the data or the checkpoint.
@@ -56,21 +65,24 @@ class Federation:
         self.task = load_task(settings.task)
         self.settings = resolve(settings, self.task)
         self.grid = grid
-        self.model = initial_model(self.task, settings.init, settings.seed)
+        self.history: list[RoundRecord] = []
+        self._model = initial_model(self.task, settings.init, settings.seed)
         directory = Directory.discover(grid)
         self.cohort = Cohort(directory, settings)
         self.strategy = WeightedFedAvg(
-            arrays_of(self.model),
-            trainable_names(self.model),
+            arrays_of(self._model),
+            trainable_names(self._model),
             server_optimizer=settings.server_optimizer,
             weighting=settings.weighting,
-            architecture=architecture_of(self.model),
+            architecture=architecture_of(self._model),
             metrics=self.task.metrics,
             directory=directory,
             cohort=self.cohort,
             min_replies=settings.min_replies,
         )
-        self.aggregator = make_aggregator(self.settings, self.strategy, trainable_names(self.model))
+        self.aggregator = make_aggregator(
+            self.settings, self.strategy, trainable_names(self._model)
+        )
 
     def run(self) -> None:
         """Train, and leave logs, checkpoints, the JSON file and the final model behind."""
@@ -81,22 +93,21 @@ class Federation:
             self._run(logdir)
 
     def _run(self, logdir: Path) -> None:
-        history, before = self._start(logdir / "checkpoints")
-        console = Console(self.settings, self.cohort.enough, history)
+        self.history, before = self._start(logdir / "checkpoints")
+        console = Console(self.settings, self.cohort.enough, self.history)
         console.announce(self.task, self._sample(), before)
-        recorder = Recorder(self.settings, logdir, history, before)
+        recorder = Recorder(self.settings, logdir, [*self.history], before)
         with console:
-            for server_round in range(len(history) + 1, self.settings.rounds + 1):
-                record = self._round(server_round, recorder.history, console)
+            while len(self.history) < self.settings.rounds:
+                record = self.next(console.watch)
                 recorder.add(record, self._sample() if record.eval else "")
-                self._checkpoint(logdir / "checkpoints", server_round, recorder)
+                self._checkpoint(logdir / "checkpoints", before)
                 console.round_done(record)
         recorder.close()
         if self.settings.save:
-            self._synchronise()
             template = checkpoint_of(self.task, self.settings.init)
             save_final(self.model, Path(self.settings.save), template)
-        console.conclude(recorder.history, before, self._sample())
+        console.conclude(self.history, before, self._sample())
 
     def _start(self, folder: Path) -> tuple[list[RoundRecord], Metrics]:
         """Rounds done so far and the initial model's evaluation: empty and fresh, or a checkpoint's."""
@@ -118,16 +129,23 @@ class Federation:
         if self.settings.resume:
             log(WARNING, "%s holds no checkpoint yet: the run starts from its beginning", folder)
         forget(folder)
-        return [], self.evaluate(0) if self.settings.eval_every else {}
+        return [], self.evaluate() if self.settings.eval_every else {}
 
     @property
     def _nodes(self) -> KeepsStates | None:
         """The grid, if its nodes' states are for the server to keep."""
         return self.grid if isinstance(self.grid, KeepsStates) else None
 
-    def _round(
-        self, server_round: int, history: list[RoundRecord], console: Console
-    ) -> RoundRecord:
+    def next(self, watch: Callable[[Iterable[Message]], Iterable[Message]] = iter) -> RoundRecord:
+        """Train one more round, and evaluate if it is due: the record, which `history` gets too.
+
+        Args:
+            watch: Passes the replies on as they arrive; for a progress bar.
+
+        Raises:
+            InputError: Every client failed.
+        """
+        server_round = len(self.history) + 1
         started = time.perf_counter()
         arrays = pack(self.strategy.weights)
         aggregator = self.aggregator
@@ -136,32 +154,28 @@ class Federation:
         traffic.count_sent(messages)
         deadline = float(self.settings.deadline)
         replies = exchange(self.grid, messages, deadline, self.cohort.enough)
-        watched = console.watch(traffic.count_received(replies))
+        watched = watch(traffic.count_received(replies))
         _, metrics = aggregator.aggregate_train(server_round, watched)
         check_answers(self.strategy, f"round {server_round}")
-        comm = comm_record(self.strategy.tally, traffic, history)
+        comm = comm_record(self.strategy.tally, traffic, self.history)
+        trained = dict(metrics or {})
+        record = RoundRecord(server_round, trained, {}, comm, aggregator.measurements, 0.0)  # type: ignore[arg-type]
+        self.history.append(record)
         every = self.settings.eval_every
         due = every and (server_round % every == 0 or server_round == self.settings.rounds)
-        evaluated = self.evaluate(server_round) if due else {}
+        evaluated = self.evaluate() if due else {}
         seconds = time.perf_counter() - started
-        return RoundRecord(
-            server_round,
-            dict(metrics or {}),  # type: ignore[arg-type]
-            evaluated,
-            comm,
-            aggregator.measurements,
-            seconds,
-        )
+        self.history[-1] = replace(record, eval=evaluated, seconds=seconds)
+        return self.history[-1]
 
-    def evaluate(self, server_round: int, split: Split = "test") -> Metrics:
+    def evaluate(self, split: Split = "test") -> Metrics:
         """Finalized metrics of the model over the evaluation cohort, federated or centralised."""
         if self.settings.evaluation == "federated":
             arrays = pack(self.strategy.weights)
             deadline = float(self.settings.deadline)
             return federated_evaluation(
-                self.strategy, self.grid, arrays, server_round, split, deadline
+                self.strategy, self.grid, arrays, len(self.history), split, deadline
             )
-        self._synchronise()
         population = self.task.population(self.settings.data, split)
         stream = Stream(
             self.settings.batch_size,
@@ -175,23 +189,38 @@ class Federation:
         """What the model writes now, for tasks that write."""
         if self.task.write_sample is None:
             return ""
-        self._synchronise()
         return self.task.write_sample(self.model, self.settings.seed)
 
-    def _synchronise(self) -> None:
-        load_arrays(self.model, self.strategy.weights, "the global model")
+    @property
+    def model(self) -> nn.Module:
+        """The global model as it is now; the next access overwrites it in place."""
+        load_arrays(self._model, self.strategy.weights, "the global model")
+        return self._model
 
-    def _checkpoint(self, folder: Path, server_round: int, recorder: Recorder) -> None:
+    def state(self) -> NamedArrays:
+        """What the next round starts from, and a checkpoint keeps.
+
+        Returns:
+            `weights/NAME`, `optimizer/INDEX/SLOT` (server optimizer; once it has taken a step) and
+            `aggregator/NAME` (what zeroing, clipping and bit allocation have adapted).
+        """
+        tensors, scalars = optimizer_state(self.strategy.optimizer)
+        single = {f"optimizer/{i}/{k}": v for i, slots in scalars.items() for k, v in slots.items()}
+        single |= {f"aggregator/{name}": value for name, value in self.aggregator.state().items()}
+        weights = {f"weights/{name}": array for name, array in self.strategy.weights.items()}
+        return weights | tensors | {name: np.asarray(value) for name, value in single.items()}
+
+    def _checkpoint(self, folder: Path, before: Metrics) -> None:
         header: dict[str, Any] = {
             "settings": self.settings.to_config(),
             "run": self.grid.run.run_id,
-            "architecture": architecture_of(self.model),
+            "architecture": architecture_of(self._model),
             "aggregator": self.aggregator.state(),
-            "before": recorder.before,
-            "rounds": [asdict(record) for record in recorder.history],
+            "before": before,
+            "rounds": [asdict(record) for record in self.history],
         }
         weights, optimizer = self.strategy.weights, self.strategy.optimizer
-        save_state(folder, server_round, weights, optimizer, header, self._nodes)
+        save_state(folder, len(self.history), weights, optimizer, header, self._nodes)
 
 
 def resolve(settings: Settings, task: Task) -> Settings:

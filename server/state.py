@@ -90,7 +90,7 @@ def save_state(
     if nodes is not None:
         oldest = min((_round_of(path) for path in _checkpoints(folder)), default=server_round)
         nodes.save_states(folder / _STATES, server_round, oldest)
-    tensors, scalars = _optimizer_state(optimizer)
+    tensors, scalars = optimizer_state(optimizer)
     arrays = {f"weights/{name}": array for name, array in weights.items()} | tensors
     path = folder / f"round-{server_round:06d}.safetensors"
     write_checkpoint(path, arrays, {**header, "round": server_round, "optimizer": scalars})
@@ -167,7 +167,7 @@ def _check_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) 
         )
 
 
-def _optimizer_state(optimizer: Optimizer) -> tuple[NamedArrays, dict[str, dict[str, Any]]]:
+def optimizer_state(optimizer: Optimizer) -> tuple[NamedArrays, dict[str, dict[str, Any]]]:
     """Tensors by `optimizer/INDEX/KEY`, and what is not a tensor (step counts) as JSON."""
     tensors: NamedArrays = {}
     scalars: dict[str, dict[str, Any]] = {}

@@ -29,14 +29,18 @@ def simulate(settings: Settings) -> None:
     server_app(grid=grid, context=context)
 
 
+def in_process(settings: Settings) -> Federation:
+    """The federation that `simulate` runs, to be stepped through: `next()`, `evaluate()`, `state()`, `model`."""
+    return Federation(settings, InProcessGrid(client_app, settings.to_config()))
+
+
 def evaluate_once(settings: Settings, split: str) -> str:
     """Evaluate the model of `settings.init` on one split.
 
     Returns:
         The metrics as one line of text; `settings.json` gets them as a file.
     """
-    grid = InProcessGrid(client_app, settings.to_config())
-    metrics = Federation(settings, grid).evaluate(0, cast(Split, split))
+    metrics = in_process(settings).evaluate(cast(Split, split))
     if settings.json:
         with replacing(Path(settings.json)) as file:
             file.write_text(json.dumps(metrics))

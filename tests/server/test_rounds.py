@@ -15,6 +15,7 @@ from client.app import app as client_app
 from server.rounds import Federation
 from settings.errors import InputError
 from settings.schema import Settings
+from simulation.federation import in_process
 from simulation.grid import InProcessGrid
 from weights.checkpoint import read_checkpoint
 from weights.keras import load_model
@@ -311,3 +312,37 @@ def test_the_json_file_is_there_after_every_round(
 
     simulate(Settings(**SMALL, data=writers, json=str(path), logdir=str(tmp_path / "log")))
     assert seen == [1, 2]
+
+
+def test_rounds_one_by_one_are_the_same_run(writers: str, federate: Federate) -> None:
+    values = {**SMALL, "data": writers, "server_optimizer": "adam:lr=0.1", "aggregator": "robust"}
+    content, arrays = federate("whole", **values)
+    federation = in_process(Settings(**values))
+    assert federation.evaluate() == content["before"]
+    first, second = federation.next(), federation.next()
+    assert federation.history == [first, second]
+    assert [first.train, second.train] == [record["train"] for record in content["rounds"]]
+    assert [first.eval, second.eval] == [record["eval"] for record in content["rounds"]]
+    assert second.comm == content["rounds"][1]["comm"]
+    assert fingerprint(arrays_of(federation.model)) == fingerprint(arrays)
+
+
+def test_the_state_has_everything_that_adapts(writers: str) -> None:
+    values = {**SMALL, "data": writers, "server_optimizer": "adam:lr=0.1", "aggregator": "robust"}
+    federation = in_process(Settings(**values))
+    shapes = {name: array.shape for name, array in federation.state().items()}
+    assert shapes == {
+        "weights/dense.weight": (10, 784),
+        "weights/dense.bias": (10,),
+        "aggregator/zeroing": (),
+        "aggregator/clipping": (),
+    }
+    federation.next()
+    added = {name: array for name, array in federation.state().items() if name not in shapes}
+    assert sorted(added) == [
+        f"optimizer/{index}/{slot}"
+        for index in (0, 1)
+        for slot in ("accumulator", "preconditioner", "step")
+    ]
+    assert added["optimizer/0/step"] == 1
+    assert added["optimizer/0/accumulator"].shape == (10, 784)
