@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -10,10 +11,10 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.mods import compress
+from client.mods import compress, time_limit
 from client.update import local_update
-from settings.errors import InputError
-from settings.schema import Settings
+from settings.errors import InputError, unknown
+from settings.schema import Settings, names_in
 from tasks.catalogue import load_task
 from tasks.data import Population, Split
 from tasks.evaluation import evaluate
@@ -22,7 +23,9 @@ from tasks.stream import Batch, Stream, client_seed
 from weights.named import NamedArrays, arrays_of, load_arrays
 from weights.wire import pack, unpack
 
-app = ClientApp()
+_NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
+
+app = ClientApp(mods=[time_limit])
 
 
 @app.query()
@@ -31,7 +34,7 @@ def announce(message: Message, context: Context) -> Message:
     partition, partitions = _share(context)
     clients = ConfigRecord(
         {
-            "client-ids": _served(Settings.from_config(context.run_config), context),
+            "client-ids": _served(_settings(context), context),
             "partition-id": partition,
             "num-partitions": partitions,
         }
@@ -66,7 +69,7 @@ class _Job:
     """
 
     def __init__(self, message: Message, context: Context, default_split: Split) -> None:
-        self.settings = Settings.from_config(context.run_config)
+        self.settings = _settings(context)
         config = message.content.config_records["config"]
         self.client_id = str(config.get("client-id") or _only_client(self.settings, context))
         self.split = cast(Split, config.get("split", default_split))
@@ -94,17 +97,36 @@ class _Job:
         return stream.batches(prepared, np.random.default_rng(self.seed))
 
 
+def _settings(context: Context) -> Settings:
+    """The run's settings, with this node's own `data` where its node config has one."""
+    settings = Settings.from_config(context.run_config)
+    own = context.node_config.get("data")
+    return settings if own is None else replace(settings, data=str(own))
+
+
 def _served(settings: Settings, context: Context) -> list[str]:
-    """Ids of the clients whose data this node holds: its share of the population."""
-    population = _population(settings.task, settings.data, "train")
+    """Ids of the clients that this node serves: those it names, or its share of the population."""
+    ids = list(_population(settings.task, settings.data, "train").client_ids)
     partition, partitions = _share(context)
-    return list(population.client_ids)[partition::partitions]
+    named = names_in(str(context.node_config.get("client-ids", "")))
+    for name in named:
+        if name not in ids:
+            raise unknown("client id in the node config", name, ids)
+    return named or ids[partition::partitions]
 
 
 def _share(context: Context) -> tuple[int, int]:
-    """`partition-id` and `num-partitions` of the node config; a node without them serves everybody."""
-    partition = int(context.node_config.get("partition-id", 0))
-    partitions = int(context.node_config.get("num-partitions", 1))
+    """`partition-id` and `num-partitions` of the node config; 0 of 1 for a node without them."""
+    config = context.node_config
+    odd = set(config) - _NODE_CONFIG
+    if odd:
+        raise unknown("node config key", min(odd), sorted(_NODE_CONFIG))
+    if "client-ids" in config and "num-partitions" in config:
+        raise InputError(
+            "a node config has client-ids or partition-id and num-partitions, not both"
+        )
+    partition = int(config.get("partition-id", 0))
+    partitions = int(config.get("num-partitions", 1))
     if not 0 <= partition < partitions:
         raise InputError(f"partition-id {partition} must be under num-partitions {partitions}")
     return partition, partitions

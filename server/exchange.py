@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -11,16 +11,19 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 
 
 def exchange(
-    grid: Grid, messages: Iterable[Message], timeout: float, enough: int | None = None
+    grid: Grid, messages: Sequence[Message], timeout: float, enough: int | None = None
 ) -> Iterator[Message]:
     """Push messages and yield each reply when it arrives, error replies included.
 
     Args:
         grid: Where the nodes are.
         messages: One a client.
-        timeout: Seconds after which what has not come is given up.
+        timeout: Seconds after which what has not come is given up: the messages' time to live, so that no
+            node starts on one that nobody waits for.
         enough: Replies without an error after which the rest is not waited for; None: all.
     """
+    for message in messages:
+        message.metadata.ttl = timeout
     waiting = set(grid.push_messages(messages))
     return _replies(grid, waiting, timeout, len(waiting) if enough is None else enough)
 

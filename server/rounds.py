@@ -67,8 +67,8 @@ class Federation:
         self.grid = grid
         self.history: list[RoundRecord] = []
         self._model = initial_model(self.task, settings.init, settings.seed)
-        directory = Directory.discover(grid)
-        self.cohort = Cohort(directory, settings)
+        self._directory = Directory.discover(grid, settings.min_available_nodes)
+        self.cohort = Cohort(self._directory, settings)
         self.strategy = WeightedFedAvg(
             arrays_of(self._model),
             trainable_names(self._model),
@@ -76,7 +76,7 @@ class Federation:
             weighting=settings.weighting,
             architecture=architecture_of(self._model),
             metrics=self.task.metrics,
-            directory=directory,
+            directory=self._directory,
             cohort=self.cohort,
             min_replies=settings.min_replies,
         )
@@ -147,6 +147,7 @@ class Federation:
         """
         server_round = len(self.history) + 1
         started = time.perf_counter()
+        self._directory.refresh()
         arrays = pack(self.strategy.weights)
         aggregator = self.aggregator
         messages = list(aggregator.configure_train(server_round, arrays, ConfigRecord(), self.grid))

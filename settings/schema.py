@@ -41,6 +41,9 @@ class Settings:
     deadline: int = option(3600, "seconds after which a round closes without what has not come")
     min_replies: int = option(1, "replies under which a round leaves the model as it is")
     client_ids: str = option("", "train exactly these clients in every round", metavar="A,B,...")
+    min_available_nodes: int = option(
+        1, "nodes to wait for before the first round (nodes with a partition-id say it themselves)"
+    )
     local_epochs: int = option(1, "passes over a client's examples in a round")
     batch_size: int = option(0, "examples in a batch (0: the task's own)")
     max_batches: int = option(0, "batches a client takes in a round at most (0: all)")
@@ -134,7 +137,12 @@ class Settings:
 
     def named_clients(self) -> list[str]:
         """`client_ids` as a list, empty where none are given."""
-        return [name.strip() for name in self.client_ids.split(",") if name.strip()]
+        return names_in(self.client_ids)
+
+
+def names_in(text: str) -> list[str]:
+    """`A,B` as a list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def key_of(item: Field[Any]) -> str:

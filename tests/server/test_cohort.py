@@ -1,6 +1,7 @@
 """Who takes part: discovery and sampling."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from settings.errors import InputError
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 
-TWENTY = Directory({f"c{index:02}": 2 for index in range(20)})
+TWENTY = Directory(InProcessGrid(client_app, {}), {f"c{index:02}": 2 for index in range(20)})
 
 
 def cohort(**values: Any) -> Cohort:
@@ -92,21 +93,41 @@ def test_data_that_cannot_be_opened_is_said() -> None:
         Directory.discover(grid)
 
 
-def announcing(*clients: list[str]) -> InProcessGrid:
+Announced = tuple[list[str], int, int]
+"""What a node says: its clients, its partition-id and num-partitions."""
+
+
+def announcing(*nodes: Announced | Exception) -> InProcessGrid:
     app = ClientApp()
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        index = int(context.node_config["index"])
-        said = ConfigRecord({"client-ids": clients[index]})
-        said.update({"partition-id": index, "num-partitions": len(clients)})
-        return Message(RecordDict({"clients": said}), reply_to=message)
+        said = nodes[int(context.node_config["index"])]
+        if isinstance(said, Exception):
+            raise said
+        ids, partition, partitions = said
+        clients = ConfigRecord({"client-ids": ids})
+        clients.update({"partition-id": partition, "num-partitions": partitions})
+        return Message(RecordDict({"clients": clients}), reply_to=message)
 
-    return InProcessGrid(app, {}, [{"index": index} for index in range(len(clients))])
+    return InProcessGrid(app, {}, [{"index": index} for index in range(len(nodes))])
+
+
+def shares(*clients: list[str]) -> InProcessGrid:
+    return announcing(*((ids, index, len(clients)) for index, ids in enumerate(clients)))
+
+
+def connect(
+    grid: InProcessGrid, monkeypatch: pytest.MonkeyPatch, *looks: list[int]
+) -> Iterator[list[int]]:
+    """Let the nodes of a grid be connected look after look; the last one stays."""
+    remaining = iter(looks)
+    monkeypatch.setattr(grid, "get_node_ids", lambda: next(remaining, looks[-1]))
+    return remaining
 
 
 def test_clients_are_where_they_say() -> None:
-    grid = announcing(["x", "b"], [], ["a"])
+    grid = shares(["x", "b"], [], ["a"])
     nodes = grid.get_node_ids()
     assert list(Directory.discover(grid).node_of.items()) == [
         ("a", nodes[2]),
@@ -114,24 +135,60 @@ def test_clients_are_where_they_say() -> None:
         ("x", nodes[0]),
     ]
     with pytest.raises(InputError, match="two nodes serve client 'b'"):
-        Directory.discover(announcing(["a", "b"], ["b"]))
+        Directory.discover(shares(["a", "b"], ["b"]))
     with pytest.raises(InputError, match="the data holds no client"):
-        Directory.discover(announcing([], []))
-    with pytest.raises(InputError, match=r"partition-id \[0\] of 1: 0 are connected"):
+        Directory.discover(shares([], []))
+    with pytest.raises(InputError, match="waited 0 s for 1 nodes: 0 are connected, 0 of them"):
         Directory.discover(announcing(), timeout=0.1)
 
 
 def test_a_node_that_connects_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = announcing(["a"], ["b"], ["c"])
+    grid = shares(["a"], ["b"], ["c"])
     nodes = grid.get_node_ids()
-    looks = iter([nodes[:1], nodes[:2], nodes])
-    monkeypatch.setattr(grid, "get_node_ids", lambda: next(looks, nodes))
+    connect(grid, monkeypatch, nodes[:1], nodes[:2], nodes)
     assert list(Directory.discover(grid).node_of) == ["a", "b", "c"]
 
 
 def test_nodes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = announcing(["a"], ["b"], ["c"])
-    nodes = grid.get_node_ids()
-    monkeypatch.setattr(grid, "get_node_ids", lambda: nodes[1:2])
+    grid = shares(["a"], ["b"], ["c"])
+    connect(grid, monkeypatch, grid.get_node_ids()[1:2])
     with pytest.raises(InputError, match=r"waited 1 s for nodes with partition-id \[0, 2\] of 3"):
         Directory.discover(grid, timeout=1.0)
+
+
+def test_nodes_without_a_partition_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = announcing((["a"], 0, 1), (["b", "c"], 0, 1), (["d"], 0, 1))
+    nodes = grid.get_node_ids()
+    connect(grid, monkeypatch, nodes[:1], nodes[:1], nodes)
+    assert list(Directory.discover(grid, min_nodes=3).node_of) == ["a", "b", "c", "d"]
+    with pytest.raises(InputError, match="waited 1 s for 4 nodes: 3 are connected, 3 of them"):
+        Directory.discover(grid, min_nodes=4, timeout=1.0)
+
+
+def test_a_dead_node_that_is_still_listed_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A SuperLink lists a killed SuperNode for a minute; started again, it is another node."""
+    grid = shares(["a"], ["b"])
+    connect(grid, monkeypatch, [*grid.get_node_ids(), 99])
+    assert list(Directory.discover(grid).node_of) == ["a", "b"]
+
+
+def test_a_node_that_comes_back_takes_its_clients_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = announcing((["a", "b"], 0, 2), (["c"], 1, 2), (["a", "b", "new"], 0, 2))
+    first, second, again = grid.get_node_ids()
+    connect(grid, monkeypatch, [first, second], [first, second], [first, second, again])
+    directory = Directory.discover(grid)
+    directory.refresh()
+    assert directory.node_of == {"a": first, "b": first, "c": second}
+    directory.refresh()
+    assert directory.node_of == {"a": again, "b": again, "c": second}
+
+
+def test_a_node_that_joins_and_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = announcing((["a"], 0, 1), InputError("no such file: /data"))
+    nodes = grid.get_node_ids()
+    connect(grid, monkeypatch, nodes[:1], nodes)
+    directory = Directory.discover(grid)
+    directory.refresh()
+    assert directory.node_of == {"a": nodes[0]}

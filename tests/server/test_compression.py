@@ -60,7 +60,7 @@ def train(strategy: Strategy, grid: Grid, rounds: int = 3) -> NamedArrays:
     arrays = pack(arrays_of(load_task("emnist_lr").model()))
     for server_round in range(1, rounds + 1):
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        aggregated, _ = strategy.aggregate_train(server_round, exchange(grid, messages, 60.0))
+        aggregated, _ = strategy.aggregate_train(server_round, exchange(grid, [*messages], 60.0))
         assert aggregated is not None
         arrays = aggregated
     return unpack(arrays, like=claimed(arrays))

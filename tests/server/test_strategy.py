@@ -75,7 +75,7 @@ class Rounds:
     def __init__(self, answers: Mapping[str, Answer], **options: Any) -> None:
         self.grid = InProcessGrid(client_app(answers), {})
         node = self.grid.get_node_ids()[0]
-        directory = Directory(dict.fromkeys(sorted(answers), node))
+        directory = Directory(self.grid, dict.fromkeys(sorted(answers), node))
         self.strategy = WeightedFedAvg(
             WEIGHTS,
             ["w", "b"],
