@@ -136,7 +136,7 @@ def run_of(folder: Path) -> int | None:
 
 def forget(folder: Path) -> None:
     """Clear away what a run that came to no checkpoint left: states that belong to no round."""
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder / _STATES, ignore_errors=True)
 
 
 def _readable(folder: Path) -> Iterator[tuple[Path, NamedArrays, dict[str, Any]]]:
