@@ -4,12 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from server.record import METRICS
 from settings.errors import InputError
+from simulation.figures import drawing, new_figure, write_png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,12 @@ def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:
     Raises:
         InputError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("the picture needs the extra: pip install 'fedferry[plot]'") from None
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    with drawing():
+        write_png(_curves(runs, side, metric), path)
+
+
+def _curves(runs: Sequence[Run], side: str, metric: str) -> "Figure":
+    figure = new_figure(10, 4)
     by_round, by_bytes = figure.subplots(1, 2, sharey=True)
     for run in runs:
         rounds, megabytes, values = run.curve(side, metric)
@@ -103,6 +108,6 @@ def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:
     by_round.set(xlabel="round", ylabel=f"{side} {metric}")
     by_bytes.set(xlabel="megabytes from the clients (cumulative)", xscale="log")
     for axes in (by_round, by_bytes):
-        axes.grid(alpha=0.3)
-    by_round.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+        axes.grid()
+    by_round.legend()
+    return figure

@@ -42,6 +42,7 @@ def _digits(name: str, layers: list[dict[str, Any]], flatten: bool) -> Task:
         loss=classification_loss,
         metrics={"accuracy": ACCURACY},
         sample=_open_sample,
+        sample_is="synthetic writers",
         batch_size=20,
         shuffle_buffer=100,
         client_optimizer="sgd:lr=0.02",

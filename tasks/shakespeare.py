@@ -68,6 +68,7 @@ def shakespeare(sequence_length: int = 100, pad: bool = False, pretrained: bool 
         checkpoint=DICKENS if pretrained else None,
         metrics={"accuracy": ACCURACY},
         sample=_open_sample,
+        sample_is="38 plays",
         batch_size=8,
         shuffle_buffer=10_000,
         drop_remainder=not pad,

@@ -26,6 +26,7 @@ class Task:
             architecture too.
         metrics: Name -> metric; `loss`, `num_examples` and `num_batches` are always there.
         sample: split -> the embedded offline data behind `--data sample`.
+        sample_is: What these are, for whoever looks at them: "synthetic writers".
         open: (path, split) -> population; TFF's file formats unless a task reads its own.
         batch_size: Default of `--batch-size`.
         shuffle_buffer: Examples in the shuffle buffer, as in `tf.data.Dataset.shuffle`.
@@ -42,6 +43,7 @@ class Task:
     checkpoint: Path | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     sample: Callable[[Split], Population] | None = None
+    sample_is: str = ""
     open: Callable[[str, Split], Population] = open_population
     batch_size: int = 20
     shuffle_buffer: int = 100

@@ -1,0 +1,198 @@
+"""`fedferry explore`: clients' data as pictures, a table and a TensorBoard page."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from settings.errors import InputError, unknown
+from simulation import pictures
+from simulation.figures import drawing, write_png
+from simulation.survey import (
+    Survey,
+    images_of,
+    labels_of,
+    take_survey,
+    text_of,
+    write_clients,
+)
+from tasks.catalogue import load_task
+from tasks.data import Population, Split
+from tasks.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST, _LEAST = 8, 4
+_SNIPPET = 300
+_WIDTH = 80
+_COLUMNS = {
+    "images": ("labels", "commonest"),
+    "text": ("characters", "different ones"),
+    "other": ("labels", "commonest"),
+}
+
+
+def explore(
+    spec: str, data: str, split: Split, *, client_ids: str, clients: str, seed: int, logdir: str
+) -> None:
+    """Survey a task's clients; print a table, and write PNGs, a CSV and TensorBoard logs.
+
+    Args:
+        spec: The task.
+        data: As `--data`.
+        split: Whose data.
+        client_ids: Clients to look at closely, comma-separated; empty: six drawn from `seed`.
+        clients: How many clients to survey, or "all".
+        seed: Of what is drawn.
+        logdir: Folder of all that is written; empty: `runs/explore-TASK`.
+
+    Raises:
+        InputError: Data that cannot be read or do not fit, unknown clients, matplotlib not installed.
+    """
+    console = Console(highlight=False)
+    task = load_task(spec)
+    with drawing():
+        population = task.population(data, split)
+        named = [name.strip() for name in client_ids.split(",") if name.strip()]
+        for name in named:
+            if name not in population:
+                raise unknown("client id", name, population.client_ids)
+        ids = sorted({*_drawn(population, clients, seed), *named})
+        shown = track(
+            ids,
+            "reading clients",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        title = f"{task.name}, {split} split: {_source(task, data)}"
+        survey = take_survey(task, population, shown, title=title, named=named, seed=seed)
+        folder = Path(logdir or f"runs/explore-{task.name.replace(':', '-')}")
+        write_clients(survey, folder / "clients.csv")
+        _draw(task, population, survey, folder)
+    _print(console, population, survey, folder)
+
+
+def _drawn(population: Population, clients: str, seed: int) -> Iterable[str]:
+    ids = population.client_ids
+    if clients == "all":
+        return ids
+    if not clients.isdecimal() or int(clients) < 1:
+        raise InputError(f"--clients must be a number of clients or all, not {clients!r}")
+    number = min(int(clients), len(ids))
+    drawn = np.random.default_rng(seed).choice(len(ids), number, replace=False)
+    return [ids[index] for index in drawn]
+
+
+def _draw(task: Task, population: Population, survey: Survey, folder: Path) -> None:
+    from matplotlib.image import imread
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(folder))
+    for name, figure in _figures(task, population, survey):
+        png = folder / f"{name}.png"
+        write_png(figure, png)
+        board.add_image(f"explore/{name}", imread(png)[..., :3], dataformats="HWC")
+    board.add_histogram(f"explore/{survey.unit}_of_a_client", survey.examples)
+    for client_id, text in _snippets(population, survey):
+        board.add_text(f"explore/{client_id}", _indented(text))
+    board.close()
+
+
+def _source(task: Task, data: str) -> str:
+    """What the data are: nobody shall take made-up writers for real ones."""
+    return f"sample data, {task.sample_is}" if data == "sample" else Path(data).name
+
+
+def _figures(task: Task, population: Population, survey: Survey) -> Iterator[tuple[str, "Figure"]]:
+    yield "clients", pictures.clients_figure(survey)
+    if survey.kind == "text":
+        yield "characters", pictures.characters_figure(survey)
+    elif len(survey.values):
+        yield "labels", pictures.labels_figure(survey)
+    if survey.kind == "images":
+        looked_at = [_images(task, population, client_id) for client_id in survey.chosen[:5]]
+        yield "examples", pictures.examples_figure(survey, *looked_at[0])
+        labelled = [client for client in looked_at if client[2] is not None]
+        if labelled:
+            yield "means", pictures.means_figure(survey, labelled)
+
+
+def _images(task: Task, population: Population, client_id: str) -> pictures.Client:
+    examples = population.examples(client_id)
+    images = images_of(examples)
+    assert images is not None
+    labels = labels_of(task, client_id, examples)
+    return client_id, images, labels if labels is not None and labels.ndim == 1 else None
+
+
+def _snippets(population: Population, survey: Survey) -> Iterator[tuple[str, str]]:
+    """The chosen clients' first words, where they have words."""
+    for client_id in survey.chosen if survey.kind == "text" else ():
+        text = "\n".join(text_of(population.examples(client_id)) or ())
+        yield client_id, text if len(text) <= _SNIPPET else f"{text[:_SNIPPET]} ..."
+
+
+def _indented(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _print(console: Console, population: Population, survey: Survey, folder: Path) -> None:
+    if console.width > _WIDTH or not console.is_terminal:
+        console.width = _WIDTH
+    console.print(survey.title, markup=False, style="bold")
+    console.print(_summary(survey))
+    console.print(_table(survey))
+    for client_id, text in [*_snippets(population, survey)][:1]:
+        console.print(Panel(Text(text), title=client_id, title_align="left"))
+    console.print(f"pictures:    {folder}{os.sep}*.png", soft_wrap=True, markup=False)
+    console.print(f"all clients: {folder / 'clients.csv'}", soft_wrap=True, markup=False)
+    console.print(f"TensorBoard: tensorboard --logdir {folder}", soft_wrap=True, markup=False)
+
+
+def _summary(survey: Survey) -> str:
+    sizes = survey.sizes
+    what = "characters" if survey.kind == "text" else survey.unit
+    return (
+        f"{len(sizes):,} clients, {survey.examples.sum():,} {survey.unit}\n"
+        f"{what} of a client: {sizes.min():,} to {sizes.max():,}, median {np.median(sizes):,.0f}"
+    )
+
+
+def _table(survey: Survey) -> Table:
+    """The clients with the most data and those with the least."""
+    table = Table("client", box=None, pad_edge=False, collapse_padding=True)
+    table.add_column(survey.unit, justify="right")
+    for title in _COLUMNS[survey.kind] if len(survey.values) else ():
+        table.add_column(title, justify="right")
+    order = np.argsort(-survey.sizes, kind="stable").tolist()
+    left_out = len(order) - _MOST - _LEAST
+    for place, index in enumerate(order):
+        if left_out > 1 and _MOST <= place < len(order) - _LEAST:
+            if place == _MOST:
+                table.add_row(f"({left_out:,} clients more)")
+            continue
+        name = pictures.shortened(survey.client_ids[index], 40)
+        cells = _cells(survey, index) if len(survey.values) else ()
+        table.add_row(Text(name), f"{survey.examples[index]:,}", *cells)
+    return table
+
+
+def _cells(survey: Survey, index: int) -> tuple[str, ...]:
+    counts = survey.counts[index]
+    total, different = counts.sum(), int((counts > 0).sum())
+    if survey.kind == "text":
+        return f"{total:,}", f"{different}"
+    if not total:
+        return "0", ""
+    most = int(counts.argmax())
+    return f"{different}", f"{survey.values[most]} ({100 * counts[most] / total:.0f}%)"
