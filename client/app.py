@@ -49,7 +49,9 @@ def train(message: Message, context: Context) -> Message:
     settings = job.settings
     batches = job.batches(settings.local_epochs, settings.max_batches, shuffles=settings.shuffle)
     optimizer = settings.client_optimizer or job.task.client_optimizer
-    update, sums = local_update(job.task, job.model, job.weights, batches, optimizer)
+    update, sums = local_update(
+        job.task, job.model, job.weights, batches, optimizer, settings.precision
+    )
     return _reply(message, update, sums)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import Optimizer
 
+from client.precision import outputs_of
 from tasks.metrics import MetricSums, Sums
 from tasks.stream import Batch
 from tasks.task import Task
@@ -19,6 +20,7 @@ def local_update(
     initial: NamedArrays,
     batches: Iterable[Batch],
     client_optimizer: str,
+    precision: str = "float32",
 ) -> tuple[NamedArrays, Sums]:
     """Train a model on one client's batches.
 
@@ -28,6 +30,7 @@ def local_update(
         initial: The broadcast weights, all state names.
         batches: The client's batches, epochs included.
         client_optimizer: A spec; the optimizer starts afresh, as in TFF.
+        precision: See `client.precision.outputs_of`.
 
     Returns:
         The model update, (initial - trained) for every trainable name, and the metric sums, which
@@ -38,17 +41,19 @@ def local_update(
     model.train()
     reset_states(model)
     optimizer = make_optimizer(client_optimizer, model.parameters(), "client optimizer")
-    sums = _train(task, model, batches, optimizer)
+    sums = _train(task, model, batches, optimizer, precision)
     if not sums:
         return {}, {}
     trained = arrays_of(model)
     return {name: initial[name] - trained[name] for name in trainable_names(model)}, sums
 
 
-def _train(task: Task, model: nn.Module, batches: Iterable[Batch], optimizer: Optimizer) -> Sums:
+def _train(
+    task: Task, model: nn.Module, batches: Iterable[Batch], optimizer: Optimizer, precision: str
+) -> Sums:
     sums = MetricSums(task.metrics)
     for batch in batches:
-        outputs = model(batch.inputs)
+        outputs = outputs_of(model, batch.inputs, precision)
         loss = task.loss(outputs, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -56,6 +56,12 @@ class Settings:
         "NAME[:key=value,...]: sgd, adam, adagrad, yogi, rmsprop with TFF's arithmetic, or torch.CLASS",
         metavar="SPEC",
     )
+    precision: str = option(
+        "float32",
+        "what local training multiplies in; bf16: bfloat16 products, while weights, updates, recurrent "
+        "states and evaluation stay float32 (fast on CPUs with AVX-512 BF16 or AMX, slow on others)",
+        choices=("float32", "bf16"),
+    )
     weighting: str = option(
         "examples", "a client's weight in the mean", choices=("examples", "uniform")
     )

@@ -1,9 +1,9 @@
-"""A GRU over a whole sequence, with its gradients written out.
+"""A GRU's recurrence over a whole sequence, with its gradients written out.
 
-Autograd over a loop of steps would multiply each step's weight gradient on its own. Here the inputs
-of all steps are projected by one product, each step works in place on slices of preallocated
-buffers, and the loop backwards only carries the state's gradient: it leaves the gradients of all
-pre-activations in one buffer, from which each weight gradient is one product over time and batch.
+Autograd over a loop of steps would multiply each step's weight gradient on its own. Here each step
+works in place on slices of preallocated buffers, and the loop backwards only carries the state's
+gradient: it leaves the gradients of all pre-activations in one buffer, from which the weights'
+gradient is one product over time and batch. Inputs come projected already, all steps at once.
 
 Sequences are time-major, (time, batch, features), so that a step is one slice. Gates are in torch's
 order r, z, n along the last dimension.
@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# The width of the blocks in which `StepProduct` lays out its factor, and when that pays. Measured
-# with AVX-512 and MKL in float32: at 1024 units and a batch of 8 a product takes 0.6 of the time.
-BLOCK = 32
-BLOCKED_FROM_STEPS = 16
-BLOCKED_FROM_VALUES = 2**19
+# Where it pays to lay out a step's factor beforehand: from so many steps and values.
+PACKED_FROM_STEPS = 16
+PACKED_FROM_VALUES = 2**19
 
 
 class Activation(NamedTuple):
@@ -60,76 +58,84 @@ class StepProduct:
     """Products of one small matrix after the other, a step's each, by the same large factor.
 
     Given a few rows and a factor beyond the cache, a plain product spends most of its time bringing
-    the factor into the layout it computes with. So the factor is cut once into blocks of columns,
-    each contiguous, and a step is a batch of products by narrow blocks. Where that does not pay, a
-    step is a plain product.
+    the factor into the layout it computes with. So oneDNN lays it out once, where that pays and
+    where there is oneDNN (these are the operators behind torch.compile's frozen linear layers).
 
     Args:
         factor: (inner, columns), in any layout.
         steps: How many products there will be.
         batch: How many rows each has.
+        dtype: What to multiply in; sums are float32 or the factor's own.
     """
 
-    def __init__(self, factor: Tensor, steps: int, batch: int) -> None:
-        inner, columns = factor.shape
-        self.factor = factor
-        self.product: Tensor | None = None
-        if (
-            factor.device.type == "cpu"
-            and steps >= BLOCKED_FROM_STEPS
-            and batch > 1
-            and columns % BLOCK == 0
-            and factor.numel() >= BLOCKED_FROM_VALUES
-        ):
-            self.factor = factor.reshape(inner, -1, BLOCK).transpose(0, 1).contiguous()
-            self.product = factor.new_empty(columns // BLOCK, batch, BLOCK)
+    def __init__(self, factor: Tensor, steps: int, batch: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.factor = factor.to(dtype)
+        self.packed = (
+            steps >= PACKED_FROM_STEPS
+            and factor.numel() >= PACKED_FROM_VALUES
+            and _packs(factor, dtype)
+        )
+        if self.packed:
+            self.factor = torch.ops.mkldnn._reorder_linear_weight(self.factor.t(), batch)
 
     def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
         """Adds `rows` (batch, inner) times the factor to `total` (batch, columns), in place."""
-        if self.product is None:
+        rows = rows.to(self.dtype)
+        if self.packed:
+            linear = torch.ops.mkldnn._linear_pointwise
+            return total.add_(linear(rows, self.factor, None, "none", [], ""))
+        if total.dtype == self.dtype:
             return total.addmm_(rows, self.factor)
-        torch.bmm(rows.expand(len(self.factor), -1, -1), self.factor, out=self.product)
-        total.view(len(total), -1, BLOCK).add_(self.product.transpose(0, 1))
-        return total
+        return total.add_(rows @ self.factor)
+
+
+def _packs(factor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays out such a factor on this machine."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if factor.device.type != "cpu" or not available:
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def gru_forward(
-    x: Tensor,
+    projected: Tensor,
     state: Tensor,
-    weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     spec: GRUSpec,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a GRU over a sequence; the formulas are `weights.recurrent.GRU`'s.
 
     Args:
-        x: Inputs, (time, batch, input).
+        projected: The inputs times the input weights, with their bias, (time, batch, 3 * units).
+            Its memory is taken over for the gates.
         state: The state before the first step, (batch, units).
-        weight_ih: (3 * units, input).
         weight_hh: (3 * units, units).
-        bias_ih: (3 * units,) or None.
         bias_hh: (3 * units,) or None; only with `spec.reset_after`.
         spec: The cell.
+        dtype: What the recurrent products are multiplied in; all else is in `state`'s own.
 
     Returns:
         The states before and after each step, (time + 1, batch, units); the gates r, z, n,
         (time, batch, 3 * units); what the candidate's recurrent weights take, r * h, or with
         `reset_after` what they give, (time, batch, units).
     """
-    steps, batch, _ = x.shape
+    gates = projected.contiguous()
+    steps, batch, _ = gates.shape
     units = state.shape[1]
     gate, candidate = ACTIVATIONS[spec.gate].function, ACTIVATIONS[spec.candidate].function
-    gates = F.linear(x, weight_ih, bias_ih)
-    inner = x.new_zeros(steps, batch, units)
+    inner = state.new_zeros(steps, batch, units)
     if bias_hh is not None:
         gates[..., : 2 * units] += bias_hh[: 2 * units]
         inner += bias_hh[2 * units :]
-    states = x.new_empty(steps + 1, batch, units)
+    states = state.new_empty(steps + 1, batch, units)
     states[0] = state
-    to_gates = StepProduct(weight_hh[: 2 * units].t(), steps, batch)
-    to_candidate = StepProduct(weight_hh[2 * units :].t(), steps, batch)
+    to_gates = StepProduct(weight_hh[: 2 * units].t(), steps, batch, dtype)
+    to_candidate = StepProduct(weight_hh[2 * units :].t(), steps, batch, dtype)
     for t in range(steps):
         before, inner_t = states[t], inner[t]
         rz, n = gates[t, :, : 2 * units], gates[t, :, 2 * units :]
@@ -149,18 +155,17 @@ class GRUFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        projected: Tensor,
         state: Tensor,
-        weight_ih: Tensor,
         weight_hh: Tensor,
-        bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         spec: GRUSpec,
+        dtype: torch.dtype,
     ) -> Tensor:
         """Takes `gru_forward`'s arguments and gives (time, batch, units)."""
-        states, gates, inner = gru_forward(x, state, weight_ih, weight_hh, bias_ih, bias_hh, spec)
-        ctx.save_for_backward(x, weight_ih, weight_hh, states, gates, inner)
-        ctx.spec = spec
+        states, gates, inner = gru_forward(projected, state, weight_hh, bias_hh, spec, dtype)
+        ctx.save_for_backward(weight_hh, states, gates, inner)
+        ctx.spec, ctx.dtype = spec, dtype
         return states[1:]
 
     @staticmethod
@@ -175,8 +180,9 @@ class GRUFunction(torch.autograd.Function):
             dr = dn q s'(r)           and q's gradient is dn r.
         All factors but g and dn Un are known before the loop, and are multiplied for all steps.
         """
-        x, weight_ih, weight_hh, states, gates, inner = ctx.saved_tensors
+        weight_hh, states, gates, inner = ctx.saved_tensors
         spec: GRUSpec = ctx.spec
+        dtype: torch.dtype = ctx.dtype
         steps, batch, units = grad.shape
         before = states[:-1]
         r, z, n = gates.chunk(3, dim=2)
@@ -193,8 +199,8 @@ class GRUFunction(torch.autograd.Function):
         else:
             delta_r.mul_(before)
 
-        from_gates = StepProduct(weight_hh[: 2 * units], steps, batch)
-        from_candidate = StepProduct(weight_hh[2 * units :], steps, batch)
+        from_gates = StepProduct(weight_hh[: 2 * units], steps, batch, dtype)
+        from_candidate = StepProduct(weight_hh[2 * units :], steps, batch, dtype)
         grad_h = grad[-1].clone()
         earlier = (torch.zeros_like(grad_h), *grad[:-1].unbind())
         for t in reversed(range(steps)):
@@ -210,23 +216,14 @@ class GRUFunction(torch.autograd.Function):
             grad_h = from_gates.add_to(grad_before, delta_rz[t])
 
         # One row for each step of each sequence.
-        delta, before, inner = (tensor.flatten(0, 1) for tensor in (delta, before, inner))
-        grad_hh = torch.empty_like(weight_hh)
-        torch.mm(delta[:, : 2 * units].t(), before, out=grad_hh[: 2 * units])
-        grad_bias = delta.sum(0)
-        grad_bias_hh = None
+        rows = delta.flatten(0, 1).to(dtype)
+        before = before.flatten(0, 1).to(dtype)
         if spec.reset_after:
-            delta_q = delta_q.flatten(0, 1)
-            torch.mm(delta_q.t(), before, out=grad_hh[2 * units :])
-            grad_bias_hh = torch.cat([grad_bias[: 2 * units], delta_q.sum(0)])
+            rows_n, inner = delta_q.flatten(0, 1).to(dtype), before
         else:
-            torch.mm(delta[:, 2 * units :].t(), inner, out=grad_hh[2 * units :])
-        return (
-            (delta @ weight_ih).view_as(x) if ctx.needs_input_grad[0] else None,
-            grad_h,
-            delta.t() @ x.flatten(0, 1),
-            grad_hh,
-            grad_bias if ctx.needs_input_grad[4] else None,
-            grad_bias_hh if ctx.needs_input_grad[5] else None,
-            None,
-        )
+            rows_n, inner = rows[:, 2 * units :], inner.flatten(0, 1).to(dtype)
+        grad_hh = torch.cat([rows[:, : 2 * units].t() @ before, rows_n.t() @ inner])
+        grad_bias = None
+        if ctx.needs_input_grad[3]:
+            grad_bias = torch.cat([delta_rz.sum((0, 1)), delta_q.sum((0, 1))])
+        return delta, grad_h, grad_hh.to(weight_hh), grad_bias, None, None

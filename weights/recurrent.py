@@ -60,9 +60,9 @@ class _Recurrent(nn.Module):
         """
         batch = x.shape[0]
         if self.states is None:
-            states = (x.new_zeros(batch, self.units),) * self.states_per_layer
+            states = (self.weight_hh.new_zeros(batch, self.units),) * self.states_per_layer
         elif self.states[0].shape[0] == batch:
-            states = tuple(state.to(x) for state in self.states)
+            states = tuple(state.to(self.weight_hh) for state in self.states)
         else:
             raise InputError(
                 f"a stateful {type(self).__name__} that holds the states of "
@@ -142,11 +142,16 @@ class GRU(_Recurrent):
 
     def run(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See the base class; the one state is h."""
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        if torch.is_grad_enabled():
-            outputs: Tensor = GRUFunction.apply(x, states[0], *weights, self.spec)  # type: ignore[no-untyped-call]
-        else:
-            outputs = gru_forward(x, states[0], *weights, self.spec)[0][1:]
+        projected = F.linear(x, self.weight_ih, self.bias_ih).to(self.weight_hh)
+        dtype = self.weight_hh.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        given = (projected, states[0], self.weight_hh, self.bias_hh, self.spec, dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                outputs: Tensor = GRUFunction.apply(*given)  # type: ignore[no-untyped-call]
+            else:
+                outputs = gru_forward(*given)[0][1:]
         return outputs, (outputs[-1],)
 
 
