@@ -1,13 +1,15 @@
 """The text tutorial's task: next-character prediction on one speaking character's lines per client."""
 
+import math
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from settings.errors import InputError
 from tasks.data import Examples, Population, Split
@@ -35,6 +37,9 @@ def _embedded(name: str) -> Path:
 
 DICKENS = _embedded("dickens_rnn.batch8.kerasmodel")
 """The embedded default checkpoint: a character GRU pre-trained on Dickens."""
+
+# Under this, logits that differ by as little as float32 can tell are as good as infinitely far apart.
+_COLDEST = 1e-6
 
 PROMPT = "What of TensorFlow Federated, you ask? "
 _IDS = np.zeros(256, dtype=np.int64)
@@ -97,14 +102,26 @@ def _windows(ids: npt.NDArray[np.int64], width: int, pad: bool) -> Prepared:
     return Prepared(windows[:, :-1], windows[:, 1:], counted)
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module,
     prompt: str,
     length: int,
     temperature: float = 1.0,
     seed: int = 0,
+    top_k: int = 0,
 ) -> str:
+    """Continue a prompt: what `stream` yields, in one piece."""
+    return "".join(stream(model, prompt, length, temperature, seed, top_k))
+
+
+def stream(
+    model: nn.Module,
+    prompt: str,
+    length: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    top_k: int = 0,
+) -> Iterator[str]:
     """Continue a prompt by sampling one character after the other, as the tutorial does.
 
     Args:
@@ -112,39 +129,62 @@ def generate(
             to another model the whole text is given again.
         prompt: Text of vocabulary characters.
         length: Characters to add.
-        temperature: Divides the logits: low is predictable, high is surprising.
+        temperature: Divides the logits: low is predictable, high is surprising, 0 takes the likeliest.
         seed: Of the sampling.
+        top_k: Sample among so many likeliest characters; 0: among all.
 
     Returns:
-        The continuation, without the prompt.
+        The continuation without the prompt, character by character.
 
     Raises:
-        InputError: An empty prompt, a prompt character outside the vocabulary, a temperature that is
-            not positive, or a model that does not give 86 logits.
+        InputError: An empty prompt, a prompt character outside the vocabulary, a temperature or a number
+            that is negative, or a model that does not give 86 logits.
     """
-    strangers = sorted(set(prompt) - set(VOCABULARY))
-    if strangers or not prompt:
-        said = ", ".join(map(repr, strangers)) or "nothing"
-        raise InputError(f"the prompt has {said}, which is not in the 86-symbol vocabulary")
-    if not temperature > 0:
-        raise InputError(f"the temperature must be positive, but is {temperature}")
+    if not prompt:
+        raise InputError("the prompt is empty: there is nothing to continue")
+    for position, character in enumerate(prompt, start=1):
+        if character not in VOCABULARY:
+            raise InputError(
+                f"the prompt has {character!r} at position {position}, which is not among the "
+                f"{len(VOCABULARY)} symbols that the model knows: {VOCABULARY!r}"
+            )
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"the temperature must be 0 or more, but is {temperature}")
+    if min(length, top_k) < 0:
+        raise InputError(f"length and top-k must be 0 or more, but are {length} and {top_k}")
+    return _written(model, prompt, length, temperature, seed, top_k)
+
+
+@torch.no_grad()
+def _written(
+    model: nn.Module, prompt: str, length: int, temperature: float, seed: int, top_k: int
+) -> Iterator[str]:
     rng = torch.Generator().manual_seed(seed)
     training = model.training
+    carries_state = any(getattr(layer, "stateful", False) for layer in model.modules())
+    ids = torch.from_numpy(encode(prompt.encode()))[None]
     model.eval()
     reset_states(model)
-    carries_state = any(getattr(layer, "stateful", False) for layer in model.modules())
-    text = []
-    ids = torch.from_numpy(encode(prompt.encode()))[None]
-    for _ in range(length):
-        logits = model(ids)[0, -1]
-        if logits.shape != (len(VOCABULARY),):
-            raise InputError(f"the model gives {tuple(logits.shape)} logits, text needs (86,)")
-        chosen = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=rng)
-        text.append(VOCABULARY[int(chosen)])
-        ids = chosen[None] if carries_state else torch.cat([ids, chosen[None]], dim=1)
-    reset_states(model)
-    model.train(training)
-    return "".join(text)
+    try:
+        for _ in range(length):
+            chosen = _draw(model(ids)[0, -1], temperature, top_k, rng)
+            yield VOCABULARY[int(chosen)]
+            ids = chosen[None] if carries_state else torch.cat([ids, chosen[None]], dim=1)
+    finally:
+        reset_states(model)
+        model.train(training)
+
+
+def _draw(logits: Tensor, temperature: float, top_k: int, rng: torch.Generator) -> Tensor:
+    """(1,) the next id."""
+    if logits.shape != (len(VOCABULARY),):
+        raise InputError(f"the model gives {tuple(logits.shape)} logits, text needs (86,)")
+    if top_k:
+        least = logits.topk(min(top_k, len(logits))).values[-1]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if temperature < _COLDEST:
+        return logits.argmax(dim=-1, keepdim=True)
+    return torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=rng)
 
 
 def _open_sample(split: Split) -> Population:

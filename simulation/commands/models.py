@@ -11,22 +11,45 @@ from settings.errors import InputError
 @click.option("--init", default="", help="checkpoint (default: the embedded Dickens GRU)")
 @click.option("--prompt", default=None, help="text to continue (default: the tutorial's)")
 @click.option("--length", default=200, show_default=True, help="characters to write")
-@click.option("--temperature", default=1.0, show_default=True, help="low is predictable")
-@click.option("--seed", default=0, show_default=True)
-def generate(init: str, prompt: str | None, length: int, temperature: float, seed: int) -> None:
-    """Let a text model continue a prompt.
+@click.option(
+    "--temperature", default=1.0, show_default=True, help="low is predictable; 0: the likeliest"
+)
+@click.option("--top-k", default=0, help="sample among so many likeliest characters (0: all)")
+@click.option("--seed", default=0, show_default=True, help="the same seed writes the same text")
+@click.option(
+    "--samples", default=1, show_default=True, help="texts to write, of seed, seed + 1, ..."
+)
+def generate(
+    init: str,
+    prompt: str | None,
+    length: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    samples: int,
+) -> None:
+    """Let a text model continue a prompt, character by character.
 
     \b
-    Example: fedferry generate --prompt "To be, or " --temperature 0.7
+    Example: three texts, none of them too wild
+      fedferry generate --prompt "To be, or " --temperature 0.7 --samples 3
     """
     from server.initial import initial_model
     from tasks.catalogue import load_task
-    from tasks.shakespeare import PROMPT
-    from tasks.shakespeare import generate as write
+    from tasks.shakespeare import PROMPT, stream
 
+    if samples < 1:
+        raise InputError(f"--samples must be at least 1, but is {samples}")
     model = initial_model(load_task("shakespeare"), init, seed)
     beginning = PROMPT if prompt is None else prompt
-    click.echo(beginning + write(model, beginning, length, temperature, seed))
+    for number in range(samples):
+        characters = stream(model, beginning, length, temperature, seed + number, top_k)
+        if samples > 1:
+            click.secho(f"{'' if number == 0 else chr(10)}--- seed {seed + number}", dim=True)
+        click.secho(beginning, nl=False, bold=True)
+        for character in characters:
+            click.echo(character, nl=False)
+        click.echo()
 
 
 @click.command()

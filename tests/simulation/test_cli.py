@@ -80,13 +80,15 @@ def refused(result: Result, *parts: str) -> None:
         (["run", "emnist_lr", "--server-optimizer", "adam:lr=1,beta_1=2"], ["beta_1"]),
         (["run", "emnist_lr", "--save", "x.h5"], ["x.h5", ".safetensors"]),
         (["run", "emnist_lr", "--resume"], ["--logdir"]),
-        (["run", "emnist_lr", "--resume", "--logdir", "none"], ["none", "no checkpoint"]),
+        (["run", "emnist_lr", "--resume", "--logdir", "none"], ["none", "nothing to resume"]),
         (
             ["run", "emnist_lr", "--client-ids", "synthetic_0007"],
             ["synthetic_0007", "nearest are synthetic_000"],
         ),
-        (["generate", "--prompt", "Grüße"], ["'ü'", "86"]),
-        (["generate", "--temperature", "0"], ["temperature"]),
+        (["generate", "--prompt", "Grüße"], ["'ü' at position 3", "86"]),
+        (["generate", "--prompt", ""], ["prompt is empty"]),
+        (["generate", "--temperature", "-1"], ["temperature"]),
+        (["generate", "--samples", "0"], ["--samples"]),
         (["convert", "a.h5", "b.h5"], [".safetensors"]),
         (["export", "a.safetensors", "b.h5", "--template", "c.h5"], ["a.safetensors"]),
     ],
@@ -197,6 +199,16 @@ def test_generate_is_repeatable(fedferry: Command) -> None:
     assert len(first[1]) == len("To be") + 20 + 1
     assert fedferry("generate", "--length", "20", "--prompt", "To be") == first
     assert fedferry("generate", "--length", "20", "--prompt", "To be", "--seed", "1") != first
+
+
+def test_generate_writes_several_samples(fedferry: Command) -> None:
+    words = ["generate", "--length", "9", "--prompt", "To be"]
+    single = {seed: fedferry(*words, "--seed", seed)[1] for seed in ("4", "5")}
+    code, out, _ = fedferry(*words, "--seed", "4", "--samples", "2")
+    assert code == 0
+    assert out == f"--- seed 4\n{single['4']}\n--- seed 5\n{single['5']}"
+    greedy = [fedferry(*words, "--temperature", "0", "--seed", seed) for seed in ("1", "2")]
+    assert greedy[0] == greedy[1]
 
 
 def test_help_teaches(fedferry: Command) -> None:

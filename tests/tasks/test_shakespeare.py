@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from settings.errors import InputError
 from tasks.catalogue import load_task
-from tasks.shakespeare import PROMPT, VOCABULARY, encode, generate, shakespeare
+from tasks.shakespeare import PROMPT, VOCABULARY, encode, generate, shakespeare, stream
 from tasks.stream import Batch, Prepared, Stream
 from weights.keras import load_model
 from weights.recurrent import GRU
@@ -154,9 +154,42 @@ def test_writing_depends_on_the_seed_alone() -> None:
     torch.rand(1)
     assert generate(model, PROMPT, 60, seed=1) == first
     assert generate(model, PROMPT, 60, seed=2) != first
-    # Cold, it always takes the likeliest symbol.
-    cold = [generate(model, PROMPT, 30, temperature=1e-7, seed=seed) for seed in (1, 2)]
-    assert cold[0] == cold[1]
+
+
+def test_cold_or_with_one_choice_it_takes_the_likeliest() -> None:
+    model = load_model(PARITY / "gru64_reset_after_false_init.h5")
+    likeliest = generate(model, PROMPT, 30, temperature=0)
+    for temperature in (1e-300, 1e-7, 2e-6):
+        for seed in (1, 2):
+            assert generate(model, PROMPT, 30, temperature, seed) == likeliest
+    assert generate(model, PROMPT, 30, temperature=5.0, top_k=1) == likeliest
+    assert generate(model, PROMPT, 30, temperature=5.0) != likeliest
+
+
+class Shares(nn.Module):
+    """Gives the same four symbols the probabilities 0.4, 0.3, 0.2, 0.1, whatever it reads."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = torch.full((*ids.shape, 86), -100.0)
+        logits[..., :4] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+        return logits
+
+
+def test_top_k_leaves_the_proportions_of_the_likeliest() -> None:
+    text = generate(Shares(), "a", 3000, top_k=2)
+    assert set(text) == set(VOCABULARY[:2])
+    assert text.count(VOCABULARY[0]) / 3000 == pytest.approx(4 / 7, abs=0.04)
+    assert set(generate(Shares(), "a", 300, top_k=1000)) == set(VOCABULARY[:4])
+
+
+def test_it_writes_as_it_goes_and_can_be_stopped() -> None:
+    model = load_model(PARITY / "gru64_reset_after_false_init.h5").train()
+    whole = generate(model, PROMPT, 10, seed=3)
+    characters = stream(model, PROMPT, 10_000_000, seed=3)
+    assert "".join(next(characters) for _ in range(10)) == whole
+    characters.close()  # type: ignore[attr-defined]
+    assert model.training
+    assert model(torch.zeros(8, 3, dtype=torch.long)).shape == (8, 3, 86)
 
 
 def test_carried_states_do_what_the_whole_text_does() -> None:
@@ -180,17 +213,21 @@ def test_writing_leaves_the_model_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "temperature", "said"),
+    ("words", "said"),
     [
-        ("naïve ~", 1.0, r"the prompt has 'ï', '~'|the prompt has '~', 'ï'"),
-        ("", 1.0, "the prompt has nothing"),
-        ("a", 0.0, "temperature must be positive, but is 0.0"),
-        ("a", float("nan"), "temperature must be positive"),
+        ({"prompt": "naïve ~"}, r"'ï' at position 3, which is not among the 86 symbols"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"temperature": -0.1}, "temperature must be 0 or more, but is -0.1"),
+        ({"temperature": float("nan")}, "temperature must be 0 or more"),
+        ({"temperature": float("inf")}, "temperature must be 0 or more"),
+        ({"length": -1}, "length and top-k must be 0 or more, but are -1 and 0"),
+        ({"top_k": -1}, "length and top-k must be 0 or more, but are 3 and -1"),
     ],
 )
-def test_mistakes_in_writing(prompt: str, temperature: float, said: str) -> None:
+def test_mistakes_in_writing(words: dict[str, Any], said: str) -> None:
+    # Said before anything is written, not with the first character.
     with pytest.raises(InputError, match=said):
-        generate(Alphabet(), prompt, 3, temperature=temperature)
+        stream(Alphabet(), **dict[str, Any](prompt="a", length=3) | words)
 
 
 def test_a_model_of_another_width_cannot_write() -> None:
