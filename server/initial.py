@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from settings.errors import InputError
+from tasks.published import cached
 from tasks.stream import Batch
 from tasks.task import Task
 from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
@@ -17,7 +18,13 @@ SAFETENSORS = ".safetensors"
 
 
 def checkpoint_of(task: Task, init: str) -> Path | None:
-    """The checkpoint that a run starts from: `--init`, else the task's own, else none."""
+    """The checkpoint that a run starts from: `--init`, else the task's own, else none.
+
+    Raises:
+        InputError: `dickens`, which is what `fedferry download dickens` fetches, is not there yet.
+    """
+    if init == "dickens":
+        return cached(init)
     return Path(init) if init else task.checkpoint
 
 

@@ -24,12 +24,13 @@ class Settings:
     task: str = option("shakespeare", "the task: NAME[:key=value,...] or module:attribute")
     data: str = option(
         "sample",
-        "TFF client data (.h5, .sqlite, .sqlite.lzma), or `sample`: the embedded data, offline",
-        metavar="PATH|sample",
+        "TFF client data (.h5, .sqlite, .sqlite.lzma); `tff`: what `fedferry download` fetched; "
+        "`sample`: the embedded data, offline",
+        metavar="PATH|tff|sample",
     )
     init: str = option(
         "",
-        "checkpoint to start from (Keras or fedferry's .safetensors); it decides the model's "
+        "checkpoint to start from (Keras or fedferry's .safetensors; `dickens`: downloaded); it decides the model's "
         "architecture. Without it: the task's own checkpoint (shakespeare: Dickens) or model",
         metavar="CHECKPOINT",
     )

@@ -6,7 +6,7 @@ import sys
 import click
 
 from settings.errors import InputError
-from simulation.commands.data import explore
+from simulation.commands.data import download, explore
 from simulation.commands.models import convert, export, generate
 from simulation.commands.training import compare, evaluate, run
 
@@ -23,7 +23,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, evaluate, compare, explore, generate, convert, export):
+for _command in (run, evaluate, compare, explore, download, generate, convert, export):
     cli.add_command(_command)
 
 

@@ -43,6 +43,7 @@ def _digits(name: str, layers: list[dict[str, Any]], flatten: bool) -> Task:
         metrics={"accuracy": ACCURACY},
         sample=_open_sample,
         sample_is="synthetic writers",
+        published="emnist-digits",
         batch_size=20,
         shuffle_buffer=100,
         client_optimizer="sgd:lr=0.02",

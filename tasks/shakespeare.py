@@ -74,6 +74,7 @@ def shakespeare(sequence_length: int = 100, pad: bool = False, pretrained: bool 
         metrics={"accuracy": ACCURACY},
         sample=_open_sample,
         sample_is="38 plays",
+        published="shakespeare",
         batch_size=8,
         shuffle_buffer=10_000,
         drop_remainder=not pad,

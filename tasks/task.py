@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from settings.errors import InputError
 from tasks.data import Examples, Population, Split, open_population
 from tasks.metrics import Metric
+from tasks.published import cached
 from tasks.stream import Batch, Prepared
 from weights.keras import build_model
 
@@ -27,6 +28,7 @@ class Task:
         metrics: Name -> metric; `loss`, `num_examples` and `num_batches` are always there.
         sample: split -> the embedded offline data behind `--data sample`.
         sample_is: What these are, for whoever looks at them: "synthetic writers".
+        published: The name of what `fedferry download` fetches for this task, opened by `--data tff`.
         open: (path, split) -> population; TFF's file formats unless a task reads its own.
         batch_size: Default of `--batch-size`.
         shuffle_buffer: Examples in the shuffle buffer, as in `tf.data.Dataset.shuffle`.
@@ -44,6 +46,7 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     sample: Callable[[Split], Population] | None = None
     sample_is: str = ""
+    published: str = ""
     open: Callable[[str, Split], Population] = open_population
     batch_size: int = 20
     shuffle_buffer: int = 100
@@ -53,7 +56,11 @@ class Task:
     write_sample: Callable[[nn.Module, int], str] | None = None
 
     def population(self, data: str, split: Split) -> Population:
-        """Open `--data`: a path, or `sample` for the embedded data."""
+        """Open `--data`: a path, `sample` for the embedded data, or `tff` for what was downloaded."""
+        if data == "tff":
+            if not self.published:
+                raise InputError(f"TFF published no data for task {self.name}: give --data PATH")
+            return self.open(str(cached(self.published)), split)
         if data != "sample":
             return self.open(data, split)
         if self.sample is None:

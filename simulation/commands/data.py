@@ -1,7 +1,8 @@
-"""`fedferry explore`: what clients have."""
+"""`fedferry explore` and `download`: clients' data, and where to get them."""
 
 import click
 
+from settings.errors import unknown
 from simulation.options import settings_options
 
 
@@ -45,3 +46,26 @@ def explore(
         seed=seed,
         logdir=logdir,
     )
+
+
+@click.command()
+@click.argument("name", metavar="shakespeare|emnist|emnist-digits|dickens")
+def download(name: str) -> None:
+    """Fetch TFF's own data, or its Dickens checkpoints, into the user's cache.
+
+    Then `--data tff` and `--init dickens` find them. A download that was cut
+    off goes on where it stopped; what comes is checked against TFF's SHA-256
+    (dickens, for which none was published: size, and that it opens).
+
+    \b
+    Example: the text tutorial on TFF's data
+      fedferry download shakespeare
+      fedferry run shakespeare --data tff
+    """
+    from simulation.download import download as fetch
+    from simulation.transfer import Transfer
+    from tasks.published import PUBLISHED, cache_folder
+
+    if name not in PUBLISHED:
+        raise unknown("download", name, PUBLISHED)
+    fetch(name, PUBLISHED[name], cache_folder(), Transfer())
