@@ -25,8 +25,9 @@ class Settings:
     data: str = option(
         "sample",
         "TFF client data (.h5, .sqlite, .sqlite.lzma); `tff`: what `fedferry download` fetched; "
+        "`hf:NAME`: flwrlabs/shakespeare or flwrlabs/femnist from Hugging Face; "
         "`sample`: the embedded data, offline",
-        metavar="PATH|tff|sample",
+        metavar="PATH|tff|hf:NAME|sample",
     )
     init: str = option(
         "",

@@ -79,7 +79,7 @@ class InMemory(Lazy):
 
 
 def open_population(path: str | Path, split: Split) -> Population:
-    """Open one split of a file in a layout of TFF's.
+    """Open one split of a file in a layout of TFF's, or of a data set `hf:NAME` (`tasks.hub`).
 
     HDF5 (`examples/<client>/<feature>`) keeps its splits in sibling files `*_train.h5` and
     `*_test.h5`: either path opens either split. SQLite (`.sqlite`, `.sqlite.lzma`) holds both.
@@ -92,6 +92,10 @@ def open_population(path: str | Path, split: Split) -> Population:
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    if str(path).startswith("hf:"):
+        from tasks.hub import open_hub
+
+        return open_hub(str(path).removeprefix("hf:"), split)
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.data import Examples, Population, Split
+from tasks.data import Examples, Lazy, Population, Split, open_population
 from tasks.metrics import ACCURACY, classification_loss
 from tasks.stream import Prepared
 from tasks.task import Task
@@ -41,6 +41,7 @@ def _digits(name: str, layers: list[dict[str, Any]], flatten: bool) -> Task:
         prepare=prepare,
         loss=classification_loss,
         metrics={"accuracy": ACCURACY},
+        open=_open_digits_only,
         sample=_open_sample,
         sample_is="synthetic writers",
         published="emnist-digits",
@@ -49,6 +50,20 @@ def _digits(name: str, layers: list[dict[str, Any]], flatten: bool) -> Task:
         client_optimizer="sgd:lr=0.02",
         probe={"pixels": np.ones((1, 28, 28), np.float32), "label": np.array([9])},
     )
+
+
+def _open_digits_only(path: str, split: Split) -> Population:
+    """The digits of data that hold letters too, as TFF's whole EMNIST and FEMNIST do."""
+    population = open_population(path, split)
+
+    def digits(client_id: str) -> Examples:
+        examples = population.examples(client_id)
+        labels = examples.get("label")
+        if labels is None or labels.max(initial=0) < 10:
+            return examples
+        return {name: array[labels < 10] for name, array in examples.items()}
+
+    return Lazy(population.client_ids, digits)
 
 
 def _open_sample(split: Split) -> Population:
