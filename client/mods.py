@@ -16,7 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
-from weights.named import NamedArrays, is_finite
+from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import claimed, pack, unpack
 
 CONFIG = "compression"
@@ -112,13 +112,13 @@ def zero_and_clip(
     """
     said: dict[str, bool] = {}
     if "zeroing-norm" in asked:
-        largest = max((float(np.abs(a).max()) for a in update.values() if a.size), default=0.0)
+        largest = linf_norm(update)
         said["zeroing-below"] = largest <= asked["zeroing-estimate"]
         said["zeroed"] = largest > asked["zeroing-norm"]
         if said["zeroed"]:
             update = {name: np.zeros_like(array) for name, array in update.items()}
     if "clipping-norm" in asked:
-        norm = float(np.sqrt(sum(float(np.vdot(a, a)) for a in update.values())))
+        norm = l2_norm(update)
         limit = float(asked["clipping-norm"])
         said["clipping-below"] = norm <= asked["clipping-estimate"]
         said["clipped"] = norm > limit

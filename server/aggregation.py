@@ -14,12 +14,14 @@ class WeightedMean:
     def __init__(self, like: Mapping[str, Tensor]) -> None:
         self._sums = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
         self.total_weight = 0.0
+        self.largest_weight = 0.0
 
     def add(self, update: Mapping[str, Array], weight: float) -> None:
         """Add one client's update, in place."""
         for name, total in self._sums.items():
             total.add_(torch.from_numpy(update[name]), alpha=weight)
         self.total_weight += weight
+        self.largest_weight = max(self.largest_weight, weight)
 
     def mean(self) -> dict[str, Tensor]:
         """The mean; call it once, it reuses the sums' memory."""

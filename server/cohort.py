@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from logging import INFO, WARNING
 from types import MappingProxyType
 
@@ -12,14 +13,18 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from server.exchange import error_reason, exchange
-from settings.errors import InputError, unknown
+from server.exchange import Post, error_reason
+from settings.errors import InputError, few, unknown
 from settings.schema import Settings
+from weights.wire import WireError
 
-_PAUSE = 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 """Seconds between looks for nodes that have connected meanwhile."""
 _ANNOUNCING = 60.0
 """Seconds that a node which connects during the run is given to say whom it serves."""
+_MOST_PARTITIONS = 100_000
+_FATAL = (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+"""Errors of the app itself: waiting does not mend data that cannot be opened."""
 
 
 class Directory:
@@ -34,6 +39,9 @@ class Directory:
         self._grid = grid
         self._asked: set[int] = set()
         self._shares: dict[int, tuple[int, int]] = {}
+        self._failed: dict[int, str] = {}
+        self._post = Post(grid)
+        self._questions: dict[str, int] = {}
 
     @classmethod
     def discover(cls, grid: Grid, min_nodes: int = 1, timeout: float = 120.0) -> "Directory":
@@ -48,9 +56,10 @@ class Directory:
         """
         directory = cls(grid)
         deadline = time.monotonic() + timeout
-        said = ""
+        said, pause = "", _FIRST_PAUSE
         while True:
-            for node, clients in directory._announcements(deadline - time.monotonic()):
+            for node, clients in directory._announcements():
+                pause = _FIRST_PAUSE
                 if isinstance(clients, str):
                     raise InputError(clients)
                 for client_id in clients:
@@ -58,17 +67,19 @@ class Directory:
                         raise InputError(
                             f"two nodes serve client {client_id!r}; one client, one node"
                         )
-                if directory._partitioned and not directory._missing(min_nodes):
-                    break  # a node that has died is listed for a minute, and does not answer
             missing = directory._missing(min_nodes)
-            if not missing:
+            # A node that has died is listed for a minute, and does not answer.
+            if not missing and (directory._partitioned or not directory._silent):
                 break
             if time.monotonic() > deadline:
-                raise InputError(f"waited {timeout:.0f} s for {missing}")
+                if not missing:
+                    break
+                raise InputError(f"waited {timeout:.0f} s for {missing}{directory._not_heard()}")
             if missing != said:
                 log(INFO, "waiting for %s", missing)
                 said = missing
-            time.sleep(_PAUSE)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
         if not directory.node_of:
             raise InputError("the data holds no client")
         directory.node_of = dict(sorted(directory.node_of.items()))
@@ -80,36 +91,61 @@ class Directory:
         It takes over the clients that it announces. Clients that nobody announced at the start stay out of
         the run, because they would change its cohorts.
         """
-        for node, clients in self._announcements(_ANNOUNCING):
-            if isinstance(clients, str):
-                log(WARNING, "node %d does not take part: %s", node, clients)
-                continue
-            known = [client_id for client_id in clients if client_id in self.node_of]
-            self.node_of.update(dict.fromkeys(known, node))
-            log(INFO, "node %d has joined and serves %d of the run's clients", node, len(known))
+        deadline, known_to_be_silent = time.monotonic() + _ANNOUNCING, self._silent
+        while True:
+            for node, clients in self._announcements():
+                if isinstance(clients, str):
+                    log(WARNING, "node %d does not take part: %s", node, clients)
+                    continue
+                known = [client_id for client_id in clients if client_id in self.node_of]
+                self.node_of.update(dict.fromkeys(known, node))
+                log(INFO, "node %d has joined and serves %d of the run's clients", node, len(known))
+            if not self._silent - known_to_be_silent or time.monotonic() > deadline:
+                return
+            time.sleep(_FIRST_PAUSE)
 
-    def _announcements(self, timeout: float) -> Iterator[tuple[int, list[str] | str]]:
-        """The nodes that have connected since the last call, each with its clients or why it has none."""
+    def _announcements(self) -> Iterator[tuple[int, list[str] | str]]:
+        """What nodes have said since the last call, each with its clients or why it has none.
+
+        Asks those that have connected since, and waits for nobody.
+        """
         connected = set(self._grid.get_node_ids())
         new = [
             Message(RecordDict({"config": ConfigRecord()}), node, MessageType.QUERY)
             for node in sorted(connected - self._asked)
         ]
         self._asked |= connected
-        for reply in exchange(self._grid, new, timeout):
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                if reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
-                    yield node, error_reason(reply)
-                else:
-                    self._asked.discard(
-                        reply.metadata.src_node_id
-                    )  # asked again if it is still there
+        refused = self._post.push(new, _ANNOUNCING) if new else []
+        for message in new:
+            self._questions[message.metadata.message_id] = message.metadata.dst_node_id
+        for reply in chain(refused, self._post.arrivals()):
+            node = self._questions.pop(reply.metadata.reply_to_message_id)
+            if reply.has_error() and reply.error.code not in _FATAL:
+                self._failed[node] = error_reason(reply)
+                self._asked.discard(node)  # asked again if it is still there
                 continue
-            said = reply.content.config_records["clients"]
-            share = int(said["partition-id"]), int(said["num-partitions"])  # type: ignore[arg-type]
+            if reply.has_error():
+                yield node, error_reason(reply)
+                continue
+            try:
+                client_ids, share = _announcement(reply.content)
+            except WireError as error:
+                yield node, f"node {node} does not say whom it serves: {error}"
+                continue
             self._shares[node] = share
-            yield node, [str(client_id) for client_id in said["client-ids"]]  # type: ignore[union-attr]
+            yield node, client_ids
+
+    @property
+    def _silent(self) -> set[int]:
+        """Nodes whose answer is still to come."""
+        return set(self._questions.values())
+
+    def _not_heard(self) -> str:
+        """Why nodes that are connected have not announced themselves, as far as that is known."""
+        silent = sorted(self._silent)
+        said = f"; no answer from node {few(silent, len(silent))}" if silent else ""
+        failed = {n: reason for n, reason in self._failed.items() if n not in self._shares}
+        return said + "".join(f"; node {n}: {reason}" for n, reason in islice(failed.items(), 3))
 
     @property
     def _partitioned(self) -> bool:
@@ -127,8 +163,19 @@ class Directory:
         for number in sorted({number for _, number in served if number > 1}):
             absent = [index for index in range(number) if (index, number) not in served]
             if absent:
-                said.append(f"nodes with partition-id {absent} of {number}")
+                said.append(f"nodes with partition-id {few(absent, len(absent))} of {number}")
         return " and ".join(said)
+
+
+def _announcement(content: RecordDict) -> tuple[list[str], tuple[int, int]]:
+    """Client ids and share of a node's announcement; WireError if it is none."""
+    said = content.config_records.get("clients", ConfigRecord())
+    ids, share, shares = (said.get(key) for key in ("client-ids", "partition-id", "num-partitions"))
+    if not (isinstance(ids, list) and isinstance(share, int) and isinstance(shares, int)):
+        raise WireError("its answer is no announcement of clients")
+    if not 0 <= share < shares <= _MOST_PARTITIONS:
+        raise WireError(f"it claims share {share} of {shares}")
+    return [str(client_id) for client_id in ids], (share, shares)
 
 
 class Cohort:

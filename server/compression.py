@@ -16,15 +16,20 @@ from flwr.serverapp.strategy import Strategy
 
 from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
 from server.allocation import IDENTITY, make_allocation
-from server.strategy import WeightedFedAvg, only
+from server.replies import only
+from server.strategy import WeightedFedAvg
 from settings.schema import Settings
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
-from weights.named import NamedArrays, is_finite
+from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import WireError, claimed, pack, payload_bytes, unpack
 
 CONFIG = "compression"
 """Name of the config record, in messages and in replies."""
+
+_SAID = ("zeroing-below", "zeroed", "clipping-below", "clipped")
+_SLACK = {"exact": 1.001, "lossy": 10.0, "feedback": 100.0}
+"""Times its threshold that a norm may be, by what happens between clipping and this server."""
 
 DEFAULT_CODECS = {
     "mean": IDENTITY,
@@ -135,7 +140,7 @@ class CompressedAggregation(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The wrapped strategy's aggregate of the decoded replies; then the norms adapt."""
-        said: list[ConfigRecord] = []
+        said: list[dict[str, bool]] = []
         decoded = self._decoded(replies, said)
         arrays, metrics = self._strategy.aggregate_train(server_round, decoded)
         self._allocation.round_done()
@@ -143,8 +148,8 @@ class CompressedAggregation(Strategy):
         for name, norm in self._norms.items():
             did = {"zeroing": "zeroed", "clipping": "clipped"}[name]
             self.measurements[f"{name}_norm"] = norm.threshold
-            self.measurements[f"{did}_count"] = sum(bool(record.get(did)) for record in said)
-            norm.update(sum(bool(record.get(f"{name}-below")) for record in said), len(said))
+            self.measurements[f"{did}_count"] = sum(record[did] for record in said)
+            norm.update(sum(record[f"{name}-below"] for record in said), len(said))
         return self._as_broadcast(arrays), metrics
 
     def _as_broadcast(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
@@ -154,16 +159,19 @@ class CompressedAggregation(Strategy):
         wide = unpack(arrays, like=claimed(arrays))
         return pack({name: array.astype(self._model[name].dtype) for name, array in wide.items()})
 
-    def _decoded(self, replies: Iterable[Message], said: list[ConfigRecord]) -> Iterator[Message]:
+    def _decoded(
+        self, replies: Iterable[Message], said: list[dict[str, bool]]
+    ) -> Iterator[Message]:
         """Replies as the wrapped strategy expects them, one by one; refused ones become errors."""
         for reply in replies:
             if reply.has_error():
                 yield reply
                 continue
             try:
-                if self._norms:
-                    said.append(only(reply.content.config_records))
                 usable = self._decode(reply)
+                if self._norms:
+                    record = only(reply.content.config_records)
+                    said.append({key: bool(record.get(key)) for key in _SAID})
             except WireError as error:
                 yield Message(  # type: ignore[call-overload]
                     metadata=reply.metadata, error=Error(ErrorCode.UNKNOWN, str(error))
@@ -179,17 +187,39 @@ class CompressedAggregation(Strategy):
         if not record:
             # A client without data: for us an update of zero with weight zero.
             return takes_updates
+        expected = self._expected()
+        _check_size(record, expected)
+        if takes_updates and not self._codecs and not self._norms:
+            return True
+        update = decode_arrays(record, self._codecs, like=expected)
+        if is_finite(update):
+            self._check_norms(update)
+        elif not takes_updates:
+            raise WireError("the update is not finite")
         if takes_updates and not self._codecs:
             return True
-        update = decode_arrays(record, self._codecs, like=self._expected())
-        if not takes_updates and not is_finite(update):
-            raise WireError("the update is not finite")
         self._allocation.observe(update, payload_bytes(record))
         if not takes_updates:
             update = {n: a - update[n] if n in update else a for n, a in self._model.items()}
         [name] = reply.content.array_records
         reply.content[name] = pack(update)
         return True
+
+    def _check_norms(self, update: NamedArrays) -> None:
+        """Refuse an update that its client cannot have zeroed and clipped as it was told.
+
+        A decoded update may be somewhat larger than what was encoded, and with error feedback it also
+        holds what earlier rounds lost: the bound is wider there.
+        """
+        feedback = any(codec.feedback for codec in self._codecs.values())
+        slack = _SLACK["feedback" if feedback else "lossy" if self._codecs else "exact"]
+        norms = {"zeroing": linf_norm, "clipping": l2_norm}
+        for name, norm in self._norms.items():
+            size, limit = norms[name](update), slack * norm.threshold
+            if size > limit:
+                raise WireError(
+                    f"the update was not subjected to {name}: its norm is {size:.3g}, over {limit:.3g}"
+                )
 
     def _expected(self) -> NamedArrays:
         """What clients send, for names, shapes and dtypes."""
@@ -207,6 +237,13 @@ class CompressedAggregation(Strategy):
     ) -> MetricRecord | None:
         """The wrapped strategy's aggregate."""
         return self._strategy.aggregate_evaluate(server_round, replies)
+
+
+def _check_size(record: ArrayRecord, expected: NamedArrays) -> None:
+    """Refuse a payload, before any of it is decoded, that is larger than any codec makes it."""
+    most = sum(2 * array.nbytes + 4096 for array in expected.values())
+    if payload_bytes(record) > most:
+        raise WireError(f"its payload of {payload_bytes(record)} bytes is over {most}")
 
 
 def make_aggregator(

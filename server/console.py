@@ -155,7 +155,7 @@ def _table(history: Sequence[RoundRecord]) -> Table:
             *values,
             *(f"{megabytes:.2f}" for megabytes in traffic),
             str(comm["empty"]),
-            str(len(comm["failed"])),
+            str(comm["failures"]),
             f"{record.seconds:.1f}",
         )
     return table

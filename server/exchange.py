@@ -2,16 +2,27 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from logging import WARNING
 
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore import log
+
+from server.meter import payload
+from settings.errors import shorten
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_PULLS = 64
+"""Requests that one look at all open messages takes at most, where replies are small."""
+_PULLED_BYTES = 4 * 2**20
+"""Payload that one request may bring in together: a grid holds all that it pulls at once in memory."""
 
 
 def exchange(
-    grid: Grid, messages: Sequence[Message], timeout: float, enough: int | None = None
+    grid: Grid, messages: Iterable[Message], timeout: float, enough: int | None = None
 ) -> Iterator[Message]:
     """Push messages and yield each reply when it arrives, error replies included.
 
@@ -22,27 +33,87 @@ def exchange(
             node starts on one that nobody waits for.
         enough: Replies without an error after which the rest is not waited for; None: all.
     """
-    for message in messages:
-        message.metadata.ttl = timeout
-    waiting = set(grid.push_messages(messages))
-    return _replies(grid, waiting, timeout, len(waiting) if enough is None else enough)
+    post = Post(grid)
+    refused = post.push(messages, timeout)
+    enough = len(post.open) if enough is None else enough
+    return _replies(post, refused, time.monotonic() + timeout, enough)
 
 
-def _replies(grid: Grid, waiting: set[str], timeout: float, enough: int) -> Iterator[Message]:
-    deadline = time.monotonic() + timeout
+def _replies(
+    post: "Post", refused: list[Message], deadline: float, enough: int
+) -> Iterator[Message]:
+    yield from refused
     pause = _FIRST_PAUSE
-    while waiting and enough > 0 and time.monotonic() < deadline:
+    while post.open and enough > 0 and time.monotonic() < deadline:
         arrived = False
-        for reply in grid.pull_messages(waiting):
-            # Never the same reply twice: a duplicate would count twice.
-            if reply.metadata.reply_to_message_id in waiting:
-                arrived = True
-                waiting.remove(reply.metadata.reply_to_message_id)
-                enough -= not reply.has_error()
-                yield reply
+        for reply in post.arrivals():
+            arrived = True
+            enough -= not reply.has_error()
+            yield reply
+            if enough <= 0 or time.monotonic() >= deadline:
+                return
         pause = _FIRST_PAUSE if arrived else min(pause * 1.5, _LONGEST_PAUSE)
         if not arrived:
             time.sleep(pause)
+
+
+class Post:
+    """Messages that are on their way, in the order of pushing, and the replies to them.
+
+    Args:
+        grid: Where the nodes are.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self.open: dict[str, int] = {}
+        """Ids of the messages without a reply so far -> the nodes that they went to."""
+        self._largest = 0
+
+    def push(self, messages: Iterable[Message], ttl: float) -> list[Message]:
+        """Send messages that live `ttl` seconds; returns error replies for those that the grid did not take."""
+        sent = list(messages)
+        for message in sent:
+            message.metadata.ttl = ttl
+        taken = {message_id for message_id in self._grid.push_messages(sent) if message_id}
+        refused = [message for message in sent if message.metadata.message_id not in taken]
+        for message in sent:
+            if message.metadata.message_id in taken:
+                self.open[message.metadata.message_id] = message.metadata.dst_node_id
+        error = Error(ErrorCode.UNKNOWN, "the SuperLink did not take the message")
+        return [Message(error, reply_to=message) for message in refused]
+
+    def arrivals(self) -> Iterator[Message]:
+        """One look at all open messages: each reply that has come, pulled when it is asked for.
+
+        A reply is yielded once, and never one to another message: not a duplicate, and nothing that is
+        still in flight from before the server was killed.
+        """
+        position, failed = 0, False
+        while position < len(self.open):
+            ids = list(islice(self.open, position, position + self._batch()))
+            try:
+                pulled = list(self._grid.pull_messages(ids))
+            except Exception as error:
+                # A reply that Flower cannot read is gone from the SuperLink, which says so next time.
+                if failed:
+                    raise
+                log(WARNING, "a reply could not be read: %s: %s", type(error).__name__, error)
+                failed = True
+                continue
+            failed = False
+            position += 0 if pulled else len(ids)
+            while pulled:
+                reply = pulled.pop(0)
+                if self.open.pop(reply.metadata.reply_to_message_id, None) is not None:
+                    self._largest = max(self._largest, payload(reply))
+                    yield reply
+
+    def _batch(self) -> int:
+        """Messages that one request asks for: a single one where replies are large, or not known yet."""
+        if not self._largest:
+            return 1
+        return max(1, min(_PULLED_BYTES // self._largest, -(-len(self.open) // _PULLS)))
 
 
 def error_reason(reply: Message) -> str:
@@ -50,4 +121,4 @@ def error_reason(reply: Message) -> str:
     lines = (reply.error.reason or "").strip().splitlines()
     if not lines:
         return f"error {reply.error.code} without a reason"
-    return re.sub(r"^([\w.]+\.)?InputError: ", "", lines[-1].strip())
+    return shorten(re.sub(r"^([\w.]+\.)?InputError: ", "", lines[-1].strip()))

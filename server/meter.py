@@ -30,13 +30,13 @@ class Traffic:
     def count_sent(self, messages: Iterable[Message]) -> None:
         """Count messages to clients."""
         for message in messages:
-            self.broadcasted += _payload(message)
+            self.broadcasted += payload(message)
             self.broadcasted_message += message_bytes(message)
 
     def count_received(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Count replies while they pass."""
         for reply in replies:
-            self.aggregated += _payload(reply)
+            self.aggregated += payload(reply)
             self.aggregated_message += message_bytes(reply)
             yield reply
 
@@ -81,7 +81,8 @@ def _objects(item: InflatableObject) -> Iterator[InflatableObject]:
             yield from _objects(child)
 
 
-def _payload(message: Message) -> int:
+def payload(message: Message) -> int:
+    """Bytes of all arrays' data in a message; 0 for an error."""
     if message.has_error():
         return 0
     return sum(payload_bytes(record) for record in message.content.array_records.values())

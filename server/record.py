@@ -2,13 +2,12 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from server.board import Board
 from server.meter import Traffic
 from server.strategy import Tally
 from settings.schema import Settings
@@ -31,6 +30,9 @@ class RoundRecord:
             and what became of the replies.
         aggregator: Norms that zeroing and clipping applied, and how many updates they touched.
         seconds: Wall time of the round, evaluation included.
+        time: Seconds of it by what they went into: `discovering` (new nodes), `sending`, `waiting` (for
+            replies), `computing` (checking, decoding and adding them up), `evaluating`.
+        unsaved: Why the round's checkpoint could not be written; empty: it was.
     """
 
     round: int
@@ -39,6 +41,8 @@ class RoundRecord:
     comm: dict[str, Any]
     aggregator: Metrics
     seconds: float
+    time: Metrics = field(default_factory=dict)
+    unsaved: str = ""
 
 
 def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> dict[str, Any]:
@@ -52,8 +56,11 @@ def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> di
         "empty": tally.empty,
         "non_finite": tally.non_finite,
         "update_non_finite": tally.update_non_finite,
-        "late": tally.late,
+        "metrics_non_finite": tally.metrics_non_finite,
+        "late": len(tally.late),
         "skipped": tally.skipped,
+        "failures": tally.failures,
+        "largest_share": tally.largest_share,
     }
     return {**bits, **total, **counts, "failed": tally.failed}
 
@@ -76,47 +83,53 @@ class Recorder:
         self.history = history
         self.before = before
         # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
-        purge = history[-1].round + 1 if history else 0
-        self.board = SummaryWriter(str(logdir), purge_step=purge)
+        self.board = Board(logdir, history[-1].round + 1 if history else 0)
         table = "\n".join(f"| {key} | {value} |" for key, value in settings.to_config().items())
-        self._text("settings", f"| setting | value |\n|---|---|\n{table}", len(history))
+        self.board.text("settings", f"| setting | value |\n|---|---|\n{table}", len(history))
         if not history:
             self.scalars("eval", before, 0)
 
     def add(self, record: RoundRecord, sample: str = "") -> None:
-        """Log a finished round, with what the model writes after it, and rewrite the JSON files."""
+        """Log a finished round, with what the model writes after it."""
         self.history.append(record)
         self.scalars("train", record.train, record.round)
         self.scalars("eval", record.eval, record.round)
         numbers = {key: value for key, value in record.comm.items() if key != "failed"}
-        numbers |= {"failed": len(record.comm["failed"])}
         self.scalars("comm", numbers, record.round)
         self.scalars("aggregator", record.aggregator, record.round)
-        self.scalars("time", {"seconds": record.seconds}, record.round)
+        self.scalars("time", {"seconds": record.seconds, **record.time}, record.round)
         if sample:
             # Monospaced.
-            self._text("sample", indent(sample, "    "), record.round)
+            self.board.text("sample", indent(sample, "    "), record.round)
+
+    def write(self) -> None:
+        """Write what has been logged, before the round's checkpoint: a round is never in that alone.
+
+        Raises:
+            InputError: The disk does not take it.
+        """
+        self.board.flush()
         for path in (self._logdir / METRICS, Path(self.settings.json)):
             if path.name:
                 with replacing(path) as file:
                     file.write_text(self._json())
-        # On disk before the round's checkpoint is: a round that is not done again must not lack its logs.
-        self.board.flush()
+
+    def unsaved(self, record: RoundRecord) -> None:
+        """Count that the last round, as this record says, could not be written or has no checkpoint."""
+        self.history[-1] = record
+        self.scalars("checkpoint", {"unsaved": 1}, record.round)
 
     def scalars(self, group: str, values: Metrics, server_round: int) -> None:
         """Log `group/name` for each value."""
         for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, server_round)
+            self.board.scalar(f"{group}/{name}", value, server_round)
 
     def close(self) -> None:
-        """Log the hyperparameters with the final metrics, and flush."""
+        """Log the hyperparameters with the final metrics, and write everything; InputError as `write`."""
         last = self.history[-1] if self.history else None
         final = {f"final/{k}": v for k, v in (last.eval or last.train).items()} if last else {}
-        self.board.add_hparams(self.settings.to_config(), final, run_name=".")
-        self.board.close()
-
-    def _text(self, tag: str, text: str, server_round: int) -> None:
-        self.board.add_text(tag, text, server_round)
+        self.board.hyperparameters(self.settings.to_config(), final)
+        self.write()
 
     def _json(self) -> str:
         rounds = [asdict(record) for record in self.history]

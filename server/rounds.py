@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 from torch import nn
 
+from server.clock import Clock
 from server.cohort import Cohort, Directory
 from server.compression import DEFAULT_CODECS, make_aggregator
 from server.console import Console
@@ -26,6 +27,7 @@ from server.exchange import exchange
 from server.initial import architecture_of, check_target, checkpoint_of, initial_model, save_final
 from server.meter import Traffic
 from server.record import Metrics, Recorder, RoundRecord, comm_record
+from server.report import report
 from server.state import (
     KeepsStates,
     exclusive,
@@ -46,7 +48,6 @@ from tasks.task import Task
 from weights.checkpoint import clear_temporaries
 from weights.named import NamedArrays, arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
-from weights.wire import pack
 
 
 class Federation:
@@ -79,6 +80,8 @@ class Federation:
             directory=self._directory,
             cohort=self.cohort,
             min_replies=settings.min_replies,
+            batch_size=self.settings.batch_size,
+            max_batches=settings.max_batches,
         )
         self.aggregator = make_aggregator(
             self.settings, self.strategy, trainable_names(self._model)
@@ -97,17 +100,38 @@ class Federation:
         console = Console(self.settings, self.cohort.enough, self.history)
         console.announce(self.task, self._sample(), before)
         recorder = Recorder(self.settings, logdir, [*self.history], before)
+        recorder.write()  # a place that cannot be written is said before any work is done
         with console:
             while len(self.history) < self.settings.rounds:
                 record = self.next(console.watch)
-                recorder.add(record, self._sample() if record.eval else "")
-                self._checkpoint(logdir / "checkpoints", before)
+                self._leave(logdir, recorder, record)
                 console.round_done(record)
-        recorder.close()
+        self._finish(recorder)
+        console.conclude(self.history, before, self._sample())
+
+    def _leave(self, logdir: Path, recorder: Recorder, record: RoundRecord) -> None:
+        """Write a round's logs and checkpoint; a full disk costs the checkpoint, and not the run."""
+        recorder.add(record, self._sample() if record.eval else "")
+        try:
+            recorder.write()
+            self._checkpoint(logdir / "checkpoints", recorder.before)
+        except InputError as error:
+            log(WARNING, "round %d has no checkpoint, the run goes on: %s", record.round, error)
+            self.history[-1] = replace(record, unsaved=str(error))
+            recorder.unsaved(self.history[-1])
+
+    def _finish(self, recorder: Recorder) -> None:
+        """Write the final model and the closing logs.
+
+        Raises:
+            InputError: They cannot be written, or the model is nowhere: no `--save`, no checkpoint.
+        """
         if self.settings.save:
             template = checkpoint_of(self.task, self.settings.init)
             save_final(self.model, Path(self.settings.save), template)
-        console.conclude(self.history, before, self._sample())
+        elif self.history and self.history[-1].unsaved:
+            raise InputError(f"the last round has no checkpoint: {self.history[-1].unsaved}")
+        recorder.close()
 
     def _start(self, folder: Path) -> tuple[list[RoundRecord], Metrics]:
         """Rounds done so far and the initial model's evaluation: empty and fresh, or a checkpoint's."""
@@ -146,33 +170,38 @@ class Federation:
             InputError: Every client failed.
         """
         server_round = len(self.history) + 1
-        started = time.perf_counter()
+        clock, traffic, aggregator = Clock(), Traffic(), self.aggregator
         self._directory.refresh()
-        arrays = pack(self.strategy.weights)
-        aggregator = self.aggregator
+        clock.lap("discovering")
+        arrays = self.strategy.arrays
         messages = list(aggregator.configure_train(server_round, arrays, ConfigRecord(), self.grid))
-        traffic = Traffic()
         traffic.count_sent(messages)
         deadline = float(self.settings.deadline)
         replies = exchange(self.grid, messages, deadline, self.cohort.enough)
-        watched = watch(traffic.count_received(replies))
+        clock.lap("sending")
+        watched = watch(traffic.count_received(clock.waiting(replies)))
         _, metrics = aggregator.aggregate_train(server_round, watched)
+        clock.lap("computing")
         check_answers(self.strategy, f"round {server_round}")
-        comm = comm_record(self.strategy.tally, traffic, self.history)
+        tally = self.strategy.tally
+        comm = comm_record(tally, traffic, self.history)
         trained = dict(metrics or {})
         record = RoundRecord(server_round, trained, {}, comm, aggregator.measurements, 0.0)  # type: ignore[arg-type]
         self.history.append(record)
         every = self.settings.eval_every
         due = every and (server_round % every == 0 or server_round == self.settings.rounds)
         evaluated = self.evaluate() if due else {}
-        seconds = time.perf_counter() - started
-        self.history[-1] = replace(record, eval=evaluated, seconds=seconds)
-        return self.history[-1]
+        clock.lap("evaluating")
+        record = replace(record, eval=evaluated, seconds=clock.total, time=clock.seconds)
+        self.history[-1] = record
+        for line in report(record, tally):
+            log(INFO, line)
+        return record
 
     def evaluate(self, split: Split = "test") -> Metrics:
         """Finalized metrics of the model over the evaluation cohort, federated or centralised."""
         if self.settings.evaluation == "federated":
-            arrays = pack(self.strategy.weights)
+            arrays = self.strategy.arrays
             deadline = float(self.settings.deadline)
             return federated_evaluation(
                 self.strategy, self.grid, arrays, len(self.history), split, deadline

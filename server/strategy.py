@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import TypeVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,12 +15,15 @@ from torch import Tensor, nn
 from server.aggregation import WeightedMean
 from server.cohort import Cohort, Directory
 from server.exchange import error_reason
+from server.replies import Claims, only
+from settings.errors import shorten
 from tasks.metrics import Metric, Sums, add_sums, finalize
 from weights.named import Array, NamedArrays, is_finite
 from weights.optimizers import make_optimizer
 from weights.wire import WireError, pack, unpack
 
-Record = TypeVar("Record")
+_REASONS = 100
+"""Failed clients of a round whose reasons are kept."""
 
 
 @dataclass
@@ -29,24 +31,41 @@ class Tally:
     """What became of the messages of one round.
 
     Attributes:
-        asked: Clients that got a message.
+        clients: Those that got a message.
         answered: Clients whose reply was read.
         empty: Clients among them that had no batch of data; their weight is zero.
         non_finite: Clients among them whose update held a NaN or an infinity; weight zero, as in TFF.
+        metrics_non_finite: Clients among them whose metrics did, and are left out of the round's.
         update_non_finite: 1 if the mean was not finite, so that the model stayed as it was.
-        failed: Client -> why its reply was an error or was refused.
+        largest_share: The largest share that one client's update had in the mean.
+        failures: Clients whose reply was an error or was refused.
+        failed: The first of them -> why.
         late: Clients that had not replied when the round was closed.
         skipped: 1 if too few replied, so that the model stayed as it was.
     """
 
-    asked: int = 0
+    clients: Sequence[str] = ()
     answered: int = 0
     empty: int = 0
     non_finite: int = 0
+    metrics_non_finite: int = 0
     update_non_finite: int = 0
+    largest_share: float = 0.0
+    failures: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    late: int = 0
+    late: list[str] = field(default_factory=list)
     skipped: int = 0
+
+    @property
+    def asked(self) -> int:
+        """Clients that got a message."""
+        return len(self.clients)
+
+    def fail(self, client_id: str, reason: str) -> None:
+        """Count a client whose reply does not count."""
+        self.failures += 1
+        if len(self.failed) < _REASONS:
+            self.failed[client_id] = reason
 
 
 class WeightedFedAvg(Strategy):
@@ -66,6 +85,8 @@ class WeightedFedAvg(Strategy):
         directory: Which node serves which client.
         cohort: Who takes part in which round.
         min_replies: Replies under which a round leaves the model as it is.
+        batch_size: Examples in a client's batch at most, to check claims against; 0: not known.
+        max_batches: Batches that a client trains on at most; 0: no bound.
     """
 
     def __init__(
@@ -80,6 +101,8 @@ class WeightedFedAvg(Strategy):
         directory: Directory,
         cohort: Cohort,
         min_replies: int = 1,
+        batch_size: int = 0,
+        max_batches: int = 0,
     ) -> None:
         self._tensors = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         self._trained = {name: nn.Parameter(self._tensors[name]) for name in trainable}
@@ -93,6 +116,8 @@ class WeightedFedAvg(Strategy):
         self._directory = directory
         self._cohort = cohort
         self._min_replies = min_replies
+        self._batch_size, self._max_batches = batch_size, max_batches
+        self._record: ArrayRecord | None = None
         self._sent: list[tuple[str, Message]] = []
         self.tally = Tally()
 
@@ -101,8 +126,16 @@ class WeightedFedAvg(Strategy):
         """The global model, sharing the strategy's memory."""
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The global model as it goes over the wire; packed once, until it changes."""
+        if self._record is None:
+            self._record = pack(self.weights)
+        return self._record
+
     def load(self, weights: Mapping[str, Array]) -> None:
         """Overwrite the global model in place."""
+        self._record = None
         for name, tensor in self._tensors.items():
             tensor.copy_(torch.from_numpy(weights[name]))
 
@@ -115,7 +148,8 @@ class WeightedFedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """One message a client of the round's cohort."""
-        self.load(unpack(arrays, like=self.weights))
+        if arrays is not self._record:
+            self.load(unpack(arrays, like=self.weights))
         ids = self._cohort.train(server_round)
         on_split = ConfigRecord({**config, "split": "train"})
         return self._messages(MessageType.TRAIN, ids, server_round, arrays, on_split)
@@ -149,7 +183,7 @@ class WeightedFedAvg(Strategy):
             content = RecordDict({"arrays": arrays, "config": settings})
             node_id = self._directory.node_of[client_id]
             self._sent.append((client_id, Message(content, node_id, message_type)))
-        self.tally = Tally(asked=len(client_ids))
+        self.tally = Tally(client_ids)
         return [message for _, message in self._sent]
 
     def aggregate_train(
@@ -157,9 +191,10 @@ class WeightedFedAvg(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take one server optimizer step from the replies, consumed one by one."""
         mean = WeightedMean(self._trained)
-        totals: Sums = {}
-        for update, sums in self._read(replies, self._trained):
-            add_sums(totals, sums)
+        totals = _Totals()
+        claims = Claims(self._metrics, self._batch_size, self._max_batches)
+        for update, sums in self._read(replies, self._trained, claims):
+            self.tally.metrics_non_finite += not totals.add(sums)
             if not is_finite(update):
                 self.tally.non_finite += 1
                 continue
@@ -170,8 +205,9 @@ class WeightedFedAvg(Strategy):
             said = (server_round, self.tally.answered, self._min_replies)
             log(WARNING, "round %d is skipped: %d replies, at least %d are needed", *said)
         elif mean.total_weight:
+            self.tally.largest_share = mean.largest_weight / mean.total_weight
             self._step(mean.mean())
-        return pack(self.weights), _record(finalize(totals, self._metrics))
+        return self.arrays, _record(finalize(totals.sums, self._metrics))
 
     def _step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in pseudo_gradient.values()):
@@ -180,40 +216,43 @@ class WeightedFedAvg(Strategy):
             return
         for name, parameter in self._trained.items():
             parameter.grad = pseudo_gradient[name]
+        self._record = None
         self.optimizer.step()
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Finalized metrics over the replies' sums."""
-        totals: Sums = {}
-        for _, sums in self._read(replies, {}):
-            add_sums(totals, sums)
-        return _record(finalize(totals, self._metrics))
+        totals = _Totals()
+        # Batches of evaluation have a bound of their own, but here nobody's claim has any weight.
+        for _, sums in self._read(replies, {}, Claims(self._metrics, self._batch_size)):
+            self.tally.metrics_non_finite += not totals.add(sums)
+        return _record(finalize(totals.sums, self._metrics))
 
     def _read(
-        self, replies: Iterable[Message], like: Mapping[str, Tensor]
+        self, replies: Iterable[Message], like: Mapping[str, Tensor], claims: Claims
     ) -> Iterator[tuple[NamedArrays, Sums]]:
         """Updates and metric sums of the replies that hold what they should; the rest is tallied."""
         expected = {name: tensor.detach().numpy() for name, tensor in like.items()}
-        waiting = {message.metadata.message_id: client_id for client_id, message in self._sent}
-        widths = dict.fromkeys(self._metrics, 0)
-        widths |= {"loss": 2, "num_examples": 1, "num_batches": 1}
+        waiting = {
+            message.metadata.message_id: (client_id, message.metadata.dst_node_id)
+            for client_id, message in self._sent
+        }
         for reply in replies:
-            client_id = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if client_id is None:
+            if reply.metadata.reply_to_message_id not in waiting:
                 log(WARNING, "a reply that answers no open message was dropped")
                 continue
+            client_id, node = waiting.pop(reply.metadata.reply_to_message_id)
             try:
                 if reply.has_error():
                     raise WireError(error_reason(reply))
-                sums = _read_sums(reply.content)
-                _check_sums(sums, widths)
-                arrays = only(reply.content.array_records)
-                update = unpack(arrays, like=expected) if sums else {}
+                if reply.metadata.src_node_id != node:
+                    raise WireError(f"node {reply.metadata.src_node_id} answered in its place")
+                sums = claims.sums(reply.content)
+                update = unpack(only(reply.content.array_records), like=expected) if sums else {}
             except WireError as error:
-                reason = f"node {reply.metadata.src_node_id}: {error}"
-                self.tally.failed[client_id] = reason
+                reason = f"node {node}: {shorten(str(error))}"
+                self.tally.fail(client_id, reason)
                 log(WARNING, "client %s failed: %s", client_id, reason)
                 continue
             self.tally.answered += 1
@@ -221,46 +260,26 @@ class WeightedFedAvg(Strategy):
                 yield update, sums
             else:
                 self.tally.empty += 1
-        self.tally.late = len(waiting)
+        self.tally.late = [client_id for client_id, _ in waiting.values()]
 
 
-def _read_sums(content: RecordDict) -> Sums:
-    """The metric sums of a reply, empty for a client without data.
+class _Totals:
+    """Metric sums over clients; those of a client that are not finite count only where all are such."""
 
-    Raises:
-        WireError: Sums that are missing, or are not lists of numbers.
-    """
-    record = only(content.metric_records)
-    if record.get("num-examples") == 0:
-        return {}
-    sums: Sums = {}
-    for name, values in record.items():
-        if name != "num-examples":
-            if not isinstance(values, list):
-                raise WireError(f"metric {name} is not a list of sums, but {values!r}")
-            sums[name] = [float(value) for value in values]
-    counted = sums.get("num_examples", [])
-    if len(counted) != 1 or not 0 < counted[0] < math.inf:
-        raise WireError("the reply does not say how many examples it stands for")
-    return sums
+    def __init__(self) -> None:
+        self._finite: Sums = {}
+        self._others: Sums = {}
 
+    def add(self, sums: Sums) -> bool:
+        """Add one client's sums, and say whether they were finite."""
+        finite = all(math.isfinite(value) for values in sums.values() for value in values)
+        add_sums(self._finite if finite else self._others, sums)
+        return finite
 
-def _check_sums(sums: Sums, widths: dict[str, int]) -> None:
-    """Hold a reply's sums against `widths`, how many each metric has; 0 until the first reply says."""
-    odd = set(sums) ^ set(widths) if sums else set()
-    if odd:
-        raise WireError(f"metrics missing or unknown: {', '.join(sorted(odd))}")
-    for name, values in sums.items():
-        if len(values) != (widths[name] or max(1, len(values))):
-            raise WireError(f"metric {name} has {len(values)} sums, not {max(1, widths[name])}")
-    widths |= {name: len(values) for name, values in sums.items()}
-
-
-def only(records: Mapping[str, Record]) -> Record:
-    """The one record of its kind that a reply must hold; WireError otherwise."""
-    if len(records) != 1:
-        raise WireError(f"the reply holds {len(records)} records of a kind, not one")
-    return next(iter(records.values()))
+    @property
+    def sums(self) -> Sums:
+        """The totals."""
+        return self._finite or self._others
 
 
 def _record(metrics: Mapping[str, float]) -> MetricRecord | None:

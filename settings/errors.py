@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
+
+_LONGEST = 300
 
 
 class InputError(ValueError):
@@ -28,3 +31,14 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     else:
         hint = f"there are {len(valid):,}, {valid[0]} and {valid[1]} among them"
     return InputError(f"unknown {kind} {name!r}: {hint}")
+
+
+def few(names: Iterable[object], count: int, shown: int = 5) -> str:
+    """`a, b, c and 7 more`: the first of `count` names."""
+    said = ", ".join(str(name) for name in islice(names, shown))
+    return f"{said} and {count - shown} more" if count > shown else said
+
+
+def shorten(text: str) -> str:
+    """A text from elsewhere, at a length that one line of a log bears."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

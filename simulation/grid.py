@@ -29,6 +29,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from simulation.node_state import NodeStates
 
+# All ids drawn have one length on the wire, so that equal runs count equal bytes.
+_LEAST_RUN_ID = 1 << 62
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
 
@@ -53,7 +55,7 @@ class InProcessGrid(Grid):
         run_id: int | None = None,
     ) -> None:
         self._client_app = client_app
-        run = Run.create_empty(secrets.randbits(63) if run_id is None else run_id)
+        run = Run.create_empty(_LEAST_RUN_ID + secrets.randbits(62) if run_id is None else run_id)
         self._contexts = {
             _FIRST_NODE_ID + index: Context(
                 run.run_id, _FIRST_NODE_ID + index, dict(config), RecordDict(), dict(run_config)

@@ -73,6 +73,16 @@ def is_finite(arrays: Mapping[str, Array]) -> bool:
         )
 
 
+def linf_norm(arrays: Mapping[str, Array]) -> float:
+    """The largest magnitude in any array; 0 for none."""
+    return max((float(np.abs(a).max()) for a in arrays.values() if a.size), default=0.0)
+
+
+def l2_norm(arrays: Mapping[str, Array]) -> float:
+    """The Euclidean norm of all arrays together; infinity where float32 cannot hold its square."""
+    return float(np.sqrt(sum(float(np.vdot(a, a)) for a in arrays.values())))
+
+
 def fingerprint(arrays: Mapping[str, Array]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes: equal exactly if the models are bit-identical."""
     digest = hashlib.sha256()

@@ -1,7 +1,8 @@
 """Who takes part: discovery and sampling."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -152,7 +153,7 @@ def test_a_node_that_connects_late_is_waited_for(monkeypatch: pytest.MonkeyPatch
 def test_nodes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = shares(["a"], ["b"], ["c"])
     connect(grid, monkeypatch, grid.get_node_ids()[1:2])
-    with pytest.raises(InputError, match=r"waited 1 s for nodes with partition-id \[0, 2\] of 3"):
+    with pytest.raises(InputError, match=r"waited 1 s for nodes with partition-id 0, 2 of 3"):
         Directory.discover(grid, timeout=1.0)
 
 
@@ -192,3 +193,52 @@ def test_a_node_that_joins_and_fails_changes_nothing(monkeypatch: pytest.MonkeyP
     directory = Directory.discover(grid)
     directory.refresh()
     assert directory.node_of == {"a": nodes[0]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((["b"], 0, 10**9), "it claims share 0 of 1000000000"),
+        ((["b"], 2, 2), "it claims share 2 of 2"),
+        ((["b"], "x", 2), "its answer is no announcement"),
+    ],
+)
+def test_an_odd_announcement_is_named(answer: Any, said: str) -> None:
+    with pytest.raises(InputError, match=f"node 3 does not say whom it serves: {said}"):
+        Directory.discover(announcing((["a"], 0, 2), answer))
+
+
+def lose(grid: InProcessGrid, node: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages to a node be taken and never answered."""
+    push = grid.push_messages
+
+    def pushing(messages: Iterable[Message]) -> list[str]:
+        sent = list(messages)
+        ids = push(sent)
+        for message in sent:
+            if message.metadata.dst_node_id == node:
+                del grid._pending[message.metadata.message_id]
+        return ids
+
+    monkeypatch.setattr(grid, "push_messages", pushing)
+
+
+def test_a_node_that_never_answers_is_done_without_or_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = announcing((["a"], 0, 2), (["b"], 1, 2), (["b"], 1, 2))
+    first, silent, third = grid.get_node_ids()
+    lose(grid, silent, monkeypatch)
+    assert Directory.discover(grid).node_of == {"a": first, "b": third}
+    connect(grid, monkeypatch, [first, silent])
+    started = time.monotonic()
+    with pytest.raises(InputError, match=f"partition-id 1 of 2; no answer from node {silent}$"):
+        Directory.discover(grid, timeout=0.3)
+    assert time.monotonic() - started < 5
+
+
+def test_why_a_node_did_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = shares(["a"], ["b"])
+    connect(grid, monkeypatch, [grid.get_node_ids()[0], 99])
+    with pytest.raises(InputError, match="partition-id 1 of 2; node 99: there is no node 99"):
+        Directory.discover(grid, timeout=0.3)

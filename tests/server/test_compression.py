@@ -1,6 +1,7 @@
 """CompressedAggregation over the in-process grid, around our strategy and around Flower's own."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,41 @@ def test_a_hostile_payload_costs_one_reply(how: str, writers: str) -> None:
     assert "node" in reason
     assert "dense.weight" in reason
     assert np.abs(model["dense.weight"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1e30, r"not subjected to zeroing: its norm is \S+e\+2\d, over 21"),
+        (3.0, r"not subjected to clipping: its norm is 0.0\d+, over 0.02"),
+    ],
+)
+def test_the_server_does_not_rely_on_clients_to_zero_and_clip(
+    factor: float, said: str, writers: str
+) -> None:
+    def scaled(array: Array) -> Array:
+        return Array((array.numpy() * np.float32(factor)).astype(np.float32))
+
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b,c")
+    grid = InProcessGrid(garbled(scaled), settings.to_config())
+    inner = weighted(grid, settings)
+    clipping = AdaptiveNorm(0.02, 0.8, 0.2)
+    aggregator = CompressedAggregation(inner, zeroing=default_zeroing(), clipping=clipping)
+    model = train(aggregator, grid, rounds=1)
+    [(client_id, reason)] = inner.tally.failed.items()
+    assert client_id == "b"
+    assert re.search(said, reason)
+    # What a refused reply says of itself does not count either.
+    assert aggregator.measurements["clipped_count"] == 2
+    assert 0 < np.abs(model["dense.weight"]).max() < 0.2
+
+
+def test_a_payload_larger_than_any_codec_makes_is_not_decoded(writers: str) -> None:
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b,c")
+    grid = InProcessGrid(garbled(lambda a: with_data(a, bytes(10**6))), settings.to_config())
+    inner = weighted(grid, settings)
+    train(CompressedAggregation(inner, UNIFORM), grid, rounds=1)
+    assert re.search(r"payload of 10\d+ bytes is over", inner.tally.failed["b"])
 
 
 def test_robust_run_is_tffs(tff_data: Path, federate: Federate) -> None:
@@ -353,7 +389,7 @@ def test_a_message_without_config_passes_the_mod(writers: str) -> None:
 
 
 def test_replies_without_a_record_are_refused() -> None:
-    from server.strategy import only
+    from server.replies import only
 
     with pytest.raises(WireError):
         only(RecordDict({"a": ArrayRecord(), "b": ArrayRecord()}).array_records)

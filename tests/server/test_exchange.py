@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from server.exchange import error_reason, exchange
 from simulation.grid import InProcessGrid
 from weights.named import NamedArrays, fingerprint
+from weights.wire import pack
 
 Run = tuple[dict[str, Any], NamedArrays]
 Federate = Callable[..., Run]
@@ -89,6 +90,83 @@ def test_replies_to_messages_from_before_a_kill_are_not_counted(
     replies = list(exchange(grid, sent, 60.0))
     expected = {message.metadata.message_id for message in sent}
     assert {reply.metadata.reply_to_message_id for reply in replies} == expected
+
+
+def test_what_the_grid_does_not_take_is_an_error_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of(lambda number: None, 3)
+    push = grid.push_messages
+
+    def some(messages: Iterable[Message]) -> list[str | None]:
+        first, *rest = push(messages)
+        del grid._pending[first]
+        return [None, *rest]
+
+    monkeypatch.setattr(grid, "push_messages", some)
+    sent = questions(grid)
+    refused, *others = exchange(grid, sent, 60.0)
+    assert error_reason(refused) == "the SuperLink did not take the message"
+    assert refused.metadata.reply_to_message_id == sent[0].metadata.message_id
+    assert [reply.has_error() for reply in others] == [False, False]
+
+
+def test_a_reply_that_cannot_be_read_costs_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of(lambda number: None, 4)
+    pull = grid.pull_messages
+    asked: list[int] = []
+
+    def garbled(ids: Iterable[str]) -> list[Message]:
+        asked.append(len(list(ids)))
+        replies = pull(ids)
+        if len(asked) == 2:
+            raise ValueError("no such record")
+        return replies
+
+    monkeypatch.setattr(grid, "pull_messages", garbled)
+    started = time.monotonic()
+    assert len(list(exchange(grid, questions(grid), 0.5))) == 3
+    assert time.monotonic() - started < 5
+    assert set(asked) == {1}  # one at a time, so that no other reply is lost with it
+
+
+def test_a_grid_that_keeps_failing_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = grid_of(lambda number: None, 2)
+
+    def broken(ids: Iterable[str]) -> list[Message]:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(grid, "pull_messages", broken)
+    with pytest.raises(ConnectionError):
+        list(exchange(grid, questions(grid), 60.0))
+
+
+@pytest.mark.parametrize(("size", "most"), [(10_000, 4), (6 * 2**20, 1)])
+def test_replies_are_pulled_in_batches_that_fit_in_memory(
+    size: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Flower grid returns all that has come at once: here of 200 clients."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        arrays = pack({"w": np.zeros(size, np.uint8)})
+        return Message(RecordDict({"arrays": arrays}), reply_to=message)
+
+    grid = InProcessGrid(app, {})
+    [node] = grid.get_node_ids()
+    pull = grid.pull_messages
+    asked: list[int] = []
+
+    def everything(ids: Iterable[str]) -> list[Message]:
+        wanted = list(ids)
+        asked.append(len(wanted))
+        return [reply for message_id in wanted for reply in pull([message_id])]
+
+    monkeypatch.setattr(grid, "pull_messages", everything)
+    sent = [Message(RecordDict(), node, "query") for _ in range(200)]
+    order = [reply.metadata.reply_to_message_id for reply in exchange(grid, sent, 60.0)]
+    assert order == [message.metadata.message_id for message in sent]
+    assert asked[0] == 1
+    assert max(asked) == most
 
 
 def test_over_selection_and_too_few_replies(writers: str, federate: Federate) -> None:

@@ -12,7 +12,8 @@ from settings.schema import Settings
 
 
 def record(number: int, loss: float = 1.0) -> RoundRecord:
-    comm = {"aggregated_bits": 8 * number, "failed": {"a": "no memory"} if number == 2 else {}}
+    failed = {"a": "no memory"} if number == 2 else {}
+    comm = {"aggregated_bits": 8 * number, "failures": len(failed), "failed": failed}
     train, evaluated = {"loss": loss, "num_examples": 3}, {"loss": 2 * loss}
     return RoundRecord(number, train, evaluated, comm, {}, 0.5)
 
@@ -35,7 +36,7 @@ def test_scalars_are_in_groups_by_round(tmp_path: Path) -> None:
     assert logged["train/loss"] == [(1, 4.0), (2, 3.0)]
     assert logged["eval/loss"] == [(0, 9.0), (1, 8.0), (2, 6.0)]
     assert logged["comm/aggregated_bits"] == [(1, 8.0), (2, 16.0)]
-    assert logged["comm/failed"] == [(1, 0.0), (2, 1.0)]
+    assert logged["comm/failures"] == [(1, 0.0), (2, 1.0)]
     assert logged["time/seconds"] == [(1, 0.5), (2, 0.5)]
 
 
@@ -43,9 +44,7 @@ def test_a_resumed_run_replaces_what_was_logged_after_its_checkpoint(tmp_path: P
     recorder = Recorder(Settings(), tmp_path, [], {})
     for number in (1, 2, 3):
         recorder.add(record(number, 10.0 + number))
-    recorder.board.flush()
-    recorder.board.close()
-    # TensorBoard reads files in the order of their names, which is that of their seconds.
+    recorder.write()
     resumed = Recorder(Settings(), tmp_path, [record(1)], {})
     for number in (2, 3):
         resumed.add(record(number, 20.0 + number))

@@ -47,6 +47,7 @@ def test_a_run_is_bit_for_bit_repeatable(writers: str, federate: Federate) -> No
 def without_seconds(content: dict[str, Any]) -> list[dict[str, Any]]:
     rounds = [dict(record) for record in content["rounds"]]
     assert all(record.pop("seconds") > 0 for record in rounds)
+    assert all(record.pop("time") for record in rounds)
     return [content["before"], *rounds]
 
 

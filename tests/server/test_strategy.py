@@ -1,5 +1,6 @@
 """Weighted federated averaging: the arithmetic, and what becomes of replies that are not as they should be."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -239,30 +240,96 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "no sums": (reply(update(1, 1), {**sums(1), "accuracy": []}), "accuracy has 0 sums, not"),
     "loss of one sum": (reply(update(1, 1), {**sums(1), "loss": [1.0]}), "loss has 1 sums, not 2"),
     "other number of sums": (reply(update(1, 1), {**sums(1), "accuracy": [1.0]}), "accuracy"),
+    "a thousand sums": (
+        reply(update(1, 1), {**sums(1), "accuracy": [1.0] * 1000}),
+        "has 1000 sums",
+    ),
+    "a thousand metrics": (
+        reply(update(1, 1), sums(1) | {f"m{n:03}": [1.0] for n in range(1000)}),
+        "m000, m001, m002 and 997 more",
+    ),
+    "a giant name": (reply(update(1, 1), {**sums(1), "x" * 10**6: [1.0]}), r"x{200} \.\.\.$"),
+    "too many examples": (
+        reply(update(1, 1), sums(10**12)),
+        "claims 1000000000000 examples in 1 batches of 8 at most",
+    ),
+    "too many batches": (
+        reply(update(1, 1), {**sums(80), "num_batches": [10.0]}),
+        "claims 10 batches: more than --max-batches",
+    ),
+    "no batches": (reply(update(1, 1), {**sums(1), "num_batches": [0.0]}), "how many batches"),
+    "half an example": (reply(update(1, 1), {**sums(1), "num_examples": [0.5]}), "how many"),
+    "two counts": (reply(update(1, 1), {**sums(2), "num-examples": 3}), "2 examples, or 3"),
 }
 
 
-# How many sums a metric of the task has is known from the first reply on.
-NAMED = [
-    (kind, name)
-    for kind in REFUSED
-    for name in "az"
-    if (kind, name) != ("other number of sums", "a")
-]
+NAMED = [(kind, name) for kind in REFUSED for name in "az"]
 
 
 @pytest.mark.parametrize(("kind", "bad"), NAMED)
 def test_what_is_refused_is_said_and_does_not_count(kind: str, bad: str) -> None:
     answer, said = REFUSED[kind]
-    rounds = Rounds({bad: answer, "m": good(1.0, examples=2), "n": good(1.0, examples=2)})
+    answers = {bad: answer, "m": good(1.0, examples=2), "n": good(1.0, examples=2)}
+    rounds = Rounds(answers, batch_size=8, max_batches=9)
     metrics = rounds.train()
     tally = rounds.strategy.tally
     assert list(tally.failed) == [bad]
     assert re.search(said, tally.failed[bad])
     assert "\n" not in tally.failed[bad]
+    assert len(tally.failed[bad]) < 400
     assert (tally.asked, tally.answered) == (3, 2)
     assert rounds.w == [0.0, 1.0]
     assert metrics == {"loss": 1.0, "accuracy": 0.0, "num_examples": 4, "num_batches": 2}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_metrics_that_are_not_finite_are_left_out_unless_all_are(bad: float) -> None:
+    odd = reply(update(3.0, 3.0), sums(2, loss=bad))
+    rounds = Rounds({"a": odd, "b": good(1.0, examples=2)})
+    metrics = rounds.train()
+    assert rounds.w == [-1.0, 0.0]  # the update itself is finite, and counts
+    assert metrics == {"loss": 1.0, "accuracy": 0.0, "num_examples": 2, "num_batches": 1}
+    assert rounds.strategy.tally.metrics_non_finite == 1
+    diverged = Rounds({"a": odd, "b": odd})
+    assert not math.isfinite(diverged.train()["loss"])
+
+
+def test_a_reply_from_another_node_is_refused() -> None:
+    rounds = Rounds({"a": good(1.0), "b": good(3.0)})
+
+    def forged(replies: list[Message]) -> list[Message]:
+        replies[0].metadata.__dict__["_src_node_id"] = 99
+        return replies
+
+    rounds.train(forged)
+    assert rounds.w == [1 - 3.0, 2 - 3.0]
+    assert "node 99 answered in its place" in rounds.strategy.tally.failed["a"]
+
+
+def test_the_largest_share_is_measured() -> None:
+    rounds = Rounds({"a": good(1.0, examples=1), "b": good(1.0, examples=3)})
+    rounds.train()
+    assert rounds.strategy.tally.largest_share == 0.75
+
+
+def test_reasons_of_many_failures_are_counted_and_the_first_kept() -> None:
+    rounds = Rounds({f"c{n:03}": RuntimeError("x" * 1000) for n in range(120)} | {"z": good()})
+    rounds.train()
+    assert rounds.strategy.tally.failures == 120
+    assert len(rounds.strategy.tally.failed) == 100
+    assert all(len(reason) < 400 for reason in rounds.strategy.tally.failed.values())
+
+
+def test_the_model_is_packed_once_until_it_changes() -> None:
+    rounds = Rounds({"a": good(1.0)})
+    first = rounds.strategy.arrays
+    assert rounds.strategy.arrays is first
+    rounds.train()
+    assert rounds.strategy.arrays is not first
+    weights = unpack(rounds.strategy.arrays, like=WEIGHTS)
+    assert fingerprint(weights) == fingerprint(rounds.strategy.weights)
+    rounds.strategy.load(WEIGHTS)
+    assert fingerprint(unpack(rounds.strategy.arrays, like=WEIGHTS)) == fingerprint(WEIGHTS)
 
 
 def test_duplicate_and_unknown_replies_are_dropped() -> None:
@@ -287,7 +354,7 @@ def other_messages(rounds: Rounds) -> list[Message]:
 def test_missing_replies_are_counted() -> None:
     rounds = Rounds({"a": good(1.0), "b": good(3.0)})
     rounds.train(lambda replies: replies[:1])
-    assert rounds.strategy.tally.late == 1
+    assert rounds.strategy.tally.late == ["b"]
     assert rounds.strategy.tally.failed == {}
     assert rounds.w == [0.0, 1.0]
 

@@ -1,0 +1,80 @@
+"""TensorBoard's event file, written a round at a time and by nobody but the caller.
+
+`torch.utils.tensorboard.SummaryWriter` writes from a thread of its own: a full disk ends that thread with a
+stack trace and leaves half an event in the file. Here what cannot be written is kept, and written later.
+"""
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Mapping
+from errno import ENOSPC
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams, scalar, text
+
+from settings.errors import InputError
+
+_NUMBERS = itertools.count()
+
+
+class Board:
+    """One event file in a folder.
+
+    Args:
+        logdir: TensorBoard's folder, which exists.
+        first_step: TensorBoard hides what earlier files say of this step and of later ones.
+    """
+
+    def __init__(self, logdir: Path, first_step: int) -> None:
+        # TensorBoard reads files in the order of their names.
+        place = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
+        self._path = logdir / f"events.out.tfevents.{place}"
+        self._pending = BytesIO()
+        self._written = 0
+        self._add(Event(file_version="brain.Event:2"), first_step)
+        self._add(Event(session_log=SessionLog(status=SessionLog.START)), first_step)
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Log a number."""
+        self._add(Event(summary=scalar(tag, value)), step)  # type: ignore[no-untyped-call]
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Log a text."""
+        self._add(Event(summary=text(tag, markdown)), step)  # type: ignore[no-untyped-call]
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Log a run's settings with the metrics that it ended with."""
+        for summary in hparams(dict(settings), dict(metrics)):  # type: ignore[no-untyped-call]
+            self._add(Event(summary=summary), 0)
+        for tag, value in metrics.items():
+            self.scalar(tag, value, 0)
+
+    def flush(self) -> None:
+        """Append what has been logged to the file, all of it or nothing.
+
+        Raises:
+            InputError: The disk does not take it; the next flush tries again.
+        """
+        data = self._pending.getvalue()
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                try:
+                    if file.write(data) < len(data):
+                        raise OSError(ENOSPC, "no space left")
+                except OSError:
+                    file.truncate(self._written)
+                    raise
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written: {error}") from error
+        self._written += len(data)
+        self._pending = BytesIO()
+
+    def _add(self, event: Event, step: int) -> None:
+        event.wall_time, event.step = time.time(), step
+        RecordWriter(self._pending).write(event.SerializeToString())

@@ -1,0 +1,100 @@
+"""What a reply must be before it touches the model: everything in it is only what a client claims."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import MetricRecord, RecordDict
+
+from settings.errors import few
+from tasks.metrics import Metric, Sums, ratio
+from weights.wire import WireError
+
+Record = TypeVar("Record")
+
+_MOST_SUMS = 64
+"""Sums that a metric whose number of sums is not known yet may have."""
+
+
+def only(records: Mapping[str, Record]) -> Record:
+    """The one record of its kind that a reply must hold; WireError otherwise."""
+    if len(records) != 1:
+        raise WireError(f"the reply holds {len(records)} records of a kind, not one")
+    return next(iter(records.values()))
+
+
+@dataclass
+class Claims:
+    """Reads what replies claim: metric sums, and for how many examples they stand.
+
+    Attributes:
+        metrics: The task's.
+        batch_size: Examples in a batch at most; 0: not known.
+        max_batches: Batches that a client takes at most; 0: no bound.
+    """
+
+    metrics: Mapping[str, Metric]
+    batch_size: int = 0
+    max_batches: int = 0
+    _widths: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # How many sums a metric has; 0 until the first reply says.
+        self._widths = {
+            name: 2 if metric.finalize is ratio else 0 for name, metric in self.metrics.items()
+        }
+        self._widths |= {"loss": 2, "num_examples": 1, "num_batches": 1}
+
+    def sums(self, content: RecordDict) -> Sums:
+        """The metric sums of a reply, empty for a client without data.
+
+        Raises:
+            WireError: Sums that are missing, unknown or no lists of numbers, or numbers of examples and
+                batches that cannot be.
+        """
+        record = only(content.metric_records)
+        if record.get("num-examples") == 0:
+            return {}
+        self._check_counts(record)
+        odd = (set(record) - {"num-examples"}) ^ set(self._widths)
+        if odd:
+            raise WireError(f"metrics missing or unknown: {few(sorted(odd), len(odd), 3)}")
+        widths = {name: self._check_width(name, record[name]) for name in self._widths}
+        self._widths = widths
+        return {name: [float(value) for value in record[name]] for name in widths}  # type: ignore[union-attr]
+
+    def _check_width(self, name: str, values: object) -> int:
+        if not isinstance(values, list):
+            raise WireError(f"metric {name} is not a list of sums, but {type(values).__name__}")
+        known = self._widths[name]
+        if len(values) != known if known else not 1 <= len(values) <= _MOST_SUMS:
+            raise WireError(f"metric {name} has {len(values)} sums, not {known or 'one or a few'}")
+        return len(values)
+
+    def _check_counts(self, record: MetricRecord) -> None:
+        """Whole numbers that agree with each other and with what the server asked for.
+
+        The weight of an update is what its client claims, and this is all that bounds it: `--max-batches`
+        bounds it absolutely, `--weighting uniform` does without.
+        """
+        examples, batches = (_count(record.get(name)) for name in ("num_examples", "num_batches"))
+        if examples is None:
+            raise WireError("the reply does not say how many examples it stands for")
+        if "num-examples" in record and record["num-examples"] != examples:
+            raise WireError(f"it stands for {examples} examples, or {record['num-examples']}")
+        if batches is None:
+            raise WireError("the reply does not say how many batches (num_batches) it stands for")
+        if self.max_batches and batches > self.max_batches:
+            raise WireError(f"it claims {batches} batches: more than --max-batches allows")
+        if self.batch_size and examples > batches * self.batch_size:
+            raise WireError(
+                f"it claims {examples} examples in {batches} batches of {self.batch_size} at most"
+            )
+
+
+def _count(values: object) -> int | None:
+    """A positive whole number from a list of one sum; None for anything else."""
+    if not isinstance(values, list) or len(values) != 1:
+        return None
+    value = values[0]
+    return int(value) if 0 < value < 2**53 and value == int(value) else None
