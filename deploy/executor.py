@@ -17,7 +17,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import IO
 
-_LOADED = ("torch", "torch._dynamo", "h5py", "flwr.supernode.cli")
+_LOADED = ("torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
 
 
 def serve(tasks: IO[str]) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -61,10 +62,12 @@ class Loopback:
         self._executor = executor
         self._home = self.out / "flwr-home"
         self._home.mkdir(parents=True)
+        temporary = self.out / "tmp"
+        temporary.mkdir()
         # Flower finds its programs by name.
         path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
         self.environment = os.environ | ENVIRONMENT
-        self.environment |= {"FLWR_HOME": str(self._home), "PATH": path}
+        self.environment |= {"FLWR_HOME": str(self._home), "PATH": path, "TMPDIR": str(temporary)}
 
     def __enter__(self) -> "Loopback":
         return self
@@ -79,6 +82,12 @@ class Loopback:
             self.stop(name, wait=False)
         for name in list(self.parts):
             self.stop(name)
+
+    def start(self, node_configs: Sequence[str]) -> None:
+        """Start the SuperLink, then a SuperNode for each node config, all at once."""
+        self.start_superlink()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.start_node, range(len(node_configs)), node_configs))
 
     def start_superlink(self) -> None:
         """Start the SuperLink, with the database that an earlier one left."""
@@ -148,9 +157,9 @@ class Loopback:
         process.wait()
 
     def apps(self, name: str) -> list[int]:
-        """Process ids of the apps that a part's executor runs now."""
+        """Process ids of the apps that a part's executor runs now; one that ends may be among them."""
         group = self.parts[f"{name}.executor"].pid
-        return [pid for pid, comm, pgrp in _processes() if pgrp == group and comm in APPS]
+        return sorted(p for p, comm, pgrp in _processes() if pgrp == group and comm in APPS)
 
     def flwr(self, *words: str) -> Any:
         """What a `flwr` command prints, read as JSON."""
@@ -179,7 +188,7 @@ class Loopback:
             said = self.verdict(run_id)
             if said[0].startswith("finished") or time.monotonic() > deadline:
                 return said
-            time.sleep(1.0)
+            time.sleep(2.0)
 
     def follow(self, run_id: str, timeout: float) -> None:
         """Print a run's log while it goes on."""
@@ -240,9 +249,7 @@ def federate(
         print(
             f"a SuperLink and {len(node_configs)} SuperNodes on loopback; logs in {out}", flush=True
         )
-        loopback.start_superlink()
-        for index, node_config in enumerate(node_configs):
-            loopback.start_node(index, node_config)
+        loopback.start(node_configs)
         run_id = loopback.submit(config)
         loopback.follow(run_id, timeout)
         status, details = loopback.wait(run_id, 10)

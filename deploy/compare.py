@@ -1,0 +1,102 @@
+"""The same settings twice, in one process and on loopback, with or without kills: how far apart are the models?
+
+    python deploy/compare.py --nodes 8 task=shakespeare rounds=5 cohort=8 max-batches=2
+    python deploy/compare.py --nodes 3 --kills 10 task=emnist_lr rounds=20 cohort=6 data=digits_train.h5
+
+With --kills, the ServerApp or the SuperLink is killed (`kill -9`) at random moments and started again, and a run
+whose ServerApp was killed goes on by `flwr run` with resume=true. The exit code is 0 if the models are at most
+1e-6 apart.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+# Before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from deploy.loopback import COMPLETED, Loopback, read_settings
+from settings.errors import InputError
+from settings.schema import Settings, Value
+from simulation.federation import simulate
+from weights.checkpoint import read_checkpoint
+
+TOLERANCE = 1e-6
+
+
+def deploy(out: Path, nodes: int, config: Mapping[str, Value], kills: int, seed: int) -> None:
+    """Run it on loopback until it has ended well, whatever is killed meanwhile."""
+    chance = random.Random(seed)
+    with Loopback(out) as loopback:
+        loopback.start([f"partition-id={index} num-partitions={nodes}" for index in range(nodes)])
+        run_id = loopback.submit(config)
+        for number in range(1, kills + 1):
+            time.sleep(chance.uniform(1, 20))
+            if Path(str(config["save"])).exists():
+                print(f"the run ended before kill {number}", flush=True)
+                break
+            victim = chance.choice(("superlink", "serverapp"))
+            print(f"kill {number}: {victim}, after round {finished(config)}", flush=True)
+            if victim == "superlink":
+                loopback.kill("superlink")
+                loopback.start_superlink()
+            else:
+                for pid in loopback.apps("superlink"):
+                    os.kill(pid, signal.SIGKILL)
+                run_id = loopback.submit({**config, "resume": True})
+        status, details = loopback.wait(run_id, 3600)
+        print(f"verdict on run {run_id}: {status} {details}")
+        if status != COMPLETED:
+            sys.exit(1)
+
+
+def finished(config: Mapping[str, Value]) -> int:
+    """The last round that has a checkpoint."""
+    names = [path.stem for path in Path(str(config["logdir"])).glob("checkpoints/round-*")]
+    return int(max(names, default="round-0").removeprefix("round-"))
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest absolute difference between two saved models."""
+    left, right = read_checkpoint(one)[0], read_checkpoint(other)[0]
+    if left.keys() != right.keys():
+        raise InputError(f"{one} and {other} hold other arrays")
+    return max(float(np.abs(left[name] - right[name]).max()) for name in left)
+
+
+def main() -> None:
+    """Run both and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=8, help="SuperNodes, of equal shares")
+    parser.add_argument("--kills", type=int, default=0, help="kills at random moments")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments and the victims")
+    parser.add_argument(
+        "--out", type=Path, default=Path(time.strftime("runs/compare-%Y%m%d-%H%M%S"))
+    )
+    parser.add_argument("config", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    out = options.out.resolve()
+    models = [out / name / "model.safetensors" for name in ("simulated", "deployed")]
+    try:
+        config = read_settings(options.config)
+        configs = [{**config, "logdir": str(m.parent), "save": str(m)} for m in models]
+        simulate(Settings.from_config(configs[0]))
+        deploy(out / "loopback", options.nodes, configs[1], options.kills, options.seed)
+        apart = difference(*models)
+    except InputError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"largest difference between the final models: {apart:.3g}")
+    sys.exit(0 if apart <= TOLERANCE else 1)
+
+
+if __name__ == "__main__":
+    main()
