@@ -14,7 +14,13 @@ from flwr.supercore import log
 from server.meter import payload
 from settings.errors import shorten
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_SHARE = 0.05
+"""A pause between looks is at least this share of the waiting so far."""
+_LOOKS = 4
+"""It is at least this many times what the last look took: looking must not take the CPU that the replies need."""
+_GRACE = 2.0
+"""Seconds that a message outlives the waiting: what has not come is late, not an error that says `expired`."""
 _PULLS = 64
 """Requests that one look at all open messages takes at most, where replies are small."""
 _PULLED_BYTES = 4 * 2**20
@@ -29,32 +35,33 @@ def exchange(
     Args:
         grid: Where the nodes are.
         messages: One a client.
-        timeout: Seconds after which what has not come is given up: the messages' time to live, so that no
+        timeout: Seconds after which what has not come is given up. The messages live hardly longer, so that no
             node starts on one that nobody waits for.
         enough: Replies without an error after which the rest is not waited for; None: all.
     """
     post = Post(grid)
-    refused = post.push(messages, timeout)
+    refused = post.push(messages, timeout + _GRACE)
     enough = len(post.open) if enough is None else enough
-    return _replies(post, refused, time.monotonic() + timeout, enough)
+    return _replies(post, refused, timeout, enough)
 
 
 def _replies(
-    post: "Post", refused: list[Message], deadline: float, enough: int
+    post: "Post", refused: list[Message], timeout: float, enough: int
 ) -> Iterator[Message]:
+    started = time.monotonic()
     yield from refused
-    pause = _FIRST_PAUSE
-    while post.open and enough > 0 and time.monotonic() < deadline:
+    while post.open and enough > 0 and (waited := time.monotonic() - started) < timeout:
         arrived = False
         for reply in post.arrivals():
             arrived = True
             enough -= not reply.has_error()
             yield reply
-            if enough <= 0 or time.monotonic() >= deadline:
+            if enough <= 0 or time.monotonic() - started >= timeout:
                 return
-        pause = _FIRST_PAUSE if arrived else min(pause * 1.5, _LONGEST_PAUSE)
         if not arrived:
-            time.sleep(pause)
+            look = time.monotonic() - started - waited
+            pause = max(_SHORTEST_PAUSE, waited * _SHARE, look * _LOOKS)
+            time.sleep(min(pause, _LONGEST_PAUSE))
 
 
 class Post:
