@@ -12,7 +12,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    Strategy,
+)
 
 from client.app import app as client_app
 from client.mods import compress, zero_and_clip
@@ -86,7 +95,9 @@ def one_client_a_node(writers: str) -> InProcessGrid:
     return InProcessGrid(client_app, settings.to_config(), nodes)
 
 
-@pytest.mark.parametrize("kind", [FedAvg, FedAdam, FedMedian])
+@pytest.mark.parametrize(
+    "kind", [FedAvg, FedAdam, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan]
+)
 def test_flowers_strategies_serve_unchanged(kind: type[FedAvg], writers: str) -> None:
     for codec in ("identity:threshold=0", UNIFORM):
         grid = one_client_a_node(writers)
