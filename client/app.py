@@ -95,7 +95,7 @@ class _Job:
         if self.split == "test" and self.client_id not in population:
             return iter(())
         torch.manual_seed(self.seed)  # dropout
-        prepared = self.task.prepare(population.examples(self.client_id))
+        prepared = self.task.prepared(self.client_id, population.examples(self.client_id))
         return stream.batches(prepared, np.random.default_rng(self.seed))
 
 

@@ -47,7 +47,7 @@ def centralised_evaluation(
     totals: Sums = {}
     rng = np.random.default_rng(0)  # never drawn from: evaluation does not shuffle
     for client_id in filter(population.__contains__, client_ids):
-        prepared = task.prepare(population.examples(client_id))
+        prepared = task.prepared(client_id, population.examples(client_id))
         add_sums(totals, evaluate(task, model, stream.batches(prepared, rng)))
     return finalize(totals, task.metrics)
 

@@ -45,7 +45,7 @@ from tasks.catalogue import load_task
 from tasks.data import Split
 from tasks.stream import Stream
 from tasks.task import Task
-from weights.checkpoint import clear_temporaries
+from weights.checkpoint import check_place, clear_temporaries
 from weights.named import NamedArrays, arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
 
@@ -264,6 +264,8 @@ def resolve(settings: Settings, task: Task) -> Settings:
         logdir=settings.logdir or time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"),
     )
     make_optimizer(resolved.client_optimizer, [torch.zeros(1)], "client optimizer")
+    for path in filter(None, (settings.save, settings.json)):
+        check_place(Path(path))
     if settings.save:
         check_target(Path(settings.save), checkpoint_of(task, settings.init))
     return resolved

@@ -115,6 +115,8 @@ class Settings:
                 raise InputError(f"{flag(item)} must not be negative, but is {value}")
         if self.resume and not self.logdir:
             raise InputError("--resume needs --logdir: the folder of the run to go on with")
+        if self.seed >= 2**63:
+            raise InputError(f"--seed must be under 2^63, but is {self.seed}")
         for name in ("rounds", "local_epochs", "over_select", "deadline", "min_replies"):
             if not 1 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1")

@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,18 @@ def _article(wanted: Any) -> str:
     )
 
 
+def _unimportable(module_name: str, error: Exception) -> InputError:
+    """What is wrong with a user's module, and where."""
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    # A syntax error tells its own place.
+    where = (
+        ""
+        if isinstance(error, SyntaxError)
+        else f" ({Path(line.filename).name}, line {line.lineno})"
+    )
+    return InputError(f"cannot import {module_name}: {type(error).__name__}: {error}{where}")
+
+
 def _import(name: str, kind: str) -> Any:
     """The object that `module:attribute` names; the current folder is searched too."""
     module_name, _, attribute = name.partition(":")
@@ -166,7 +179,9 @@ def _import(name: str, kind: str) -> Any:
             raise InputError(
                 f"unknown {kind} {name!r}: there is no module {module_name} in {Path.cwd()} or installed"
             ) from None
-        raise
+        raise _unimportable(module_name, error) from error
+    except Exception as error:
+        raise _unimportable(module_name, error) from error
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise unknown(f"attribute of {module_name}", attribute, public)

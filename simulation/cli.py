@@ -5,13 +5,31 @@ import sys
 
 import click
 
-from settings.errors import InputError
+from settings.errors import InputError, unknown
 from simulation.commands.data import download, explore
 from simulation.commands.models import convert, export, generate
 from simulation.commands.training import compare, evaluate, run
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """A group whose error for an unknown subcommand names the known ones."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """The subcommand of that name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            raise unknown("command", cmd_name, self.commands)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # click leaves colours out in a pipe, but does not know of https://no-color.org.
+        "color": False if os.environ.get("NO_COLOR") else None,
+    },
+)
 @click.version_option(package_name="fedferry")
 def cli() -> None:
     """TensorFlow Federated workloads on PyTorch and Flower, with the same numbers.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from server.record import METRICS
-from settings.errors import InputError
+from settings.errors import InputError, unknown
 from simulation.figures import drawing, new_figure, write_png
 
 if TYPE_CHECKING:
@@ -92,8 +92,11 @@ def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:
     """Write the PNG: a metric against rounds, and against megabytes sent.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: No run has the metric, or matplotlib is not installed.
     """
+    known = {name: None for run in runs for item in run.rounds for name in item[side]}
+    if metric not in known:
+        raise unknown(f"{side} metric", metric, known)
     with drawing():
         write_png(_curves(runs, side, metric), path)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from settings.errors import InputError, unknown
+from settings.schema import Settings
 from simulation import pictures
 from simulation.figures import drawing, write_png
 from simulation.survey import (
@@ -40,32 +41,27 @@ _COLUMNS = {
 }
 
 
-def explore(
-    spec: str, data: str, split: Split, *, client_ids: str, clients: str, seed: int, logdir: str
-) -> None:
+def explore(settings: Settings, split: Split, clients: str) -> None:
     """Survey a task's clients; print a table, and write PNGs, a CSV and TensorBoard logs.
 
     Args:
-        spec: The task.
-        data: As `--data`.
+        settings: Task, data and seed; `client_ids` are looked at closely (none: six are drawn), and
+            `logdir` gets all that is written (empty: `runs/explore-TASK`).
         split: Whose data.
-        client_ids: Clients to look at closely, comma-separated; empty: six drawn from `seed`.
-        clients: How many clients to survey, or "all".
-        seed: Of what is drawn.
-        logdir: Folder of all that is written; empty: `runs/explore-TASK`.
+        clients: How many clients to read, drawn from the seed, or "all".
 
     Raises:
         InputError: Data that cannot be read or do not fit, unknown clients, matplotlib not installed.
     """
     console = Console(highlight=False)
-    task = load_task(spec)
+    task = load_task(settings.task)
     with drawing():
-        population = task.population(data, split)
-        named = [name.strip() for name in client_ids.split(",") if name.strip()]
+        population = task.population(settings.data, split)
+        named = settings.named_clients()
         for name in named:
             if name not in population:
                 raise unknown("client id", name, population.client_ids)
-        ids = sorted({*_drawn(population, clients, seed), *named})
+        ids = sorted({*_drawn(population, clients, settings.seed), *named})
         shown = track(
             ids,
             "reading clients",
@@ -73,9 +69,9 @@ def explore(
             transient=True,
             disable=not console.is_terminal,
         )
-        title = f"{task.name}, {split} split: {_source(task, data)}"
-        survey = take_survey(task, population, shown, title=title, named=named, seed=seed)
-        folder = Path(logdir or f"runs/explore-{task.name.replace(':', '-')}")
+        title = f"{task.name}, {split} split: {_source(task, settings.data)}"
+        survey = take_survey(task, population, shown, title=title, named=named, seed=settings.seed)
+        folder = Path(settings.logdir or f"runs/explore-{task.name.replace(':', '-')}")
         write_clients(survey, folder / "clients.csv")
         _draw(task, population, survey, folder)
     _print(console, population, survey, folder)

@@ -87,6 +87,8 @@ def take_survey(
     kind: Kind = "other"
     for client_id in client_ids:
         examples = population.examples(client_id)
+        if not rows:
+            task.prepared(client_id, examples)
         kind = kind_of(examples)
         counts = _characters(examples) if kind == "text" else _labels(task, client_id, examples)
         rows[client_id] = (len(next(iter(examples.values()), ())), counts)
@@ -142,16 +144,9 @@ def labels_of(task: Task, client_id: str, examples: Examples) -> Ints | None:
     """(n,) targets of one client as the task prepares them, if they are whole numbers.
 
     Raises:
-        InputError: The data lack a feature that the task reads.
+        InputError: Data that do not fit the task.
     """
-    try:
-        targets = task.prepare(examples).targets.numpy()
-    except KeyError as error:
-        found = ", ".join(examples) or "none"
-        raise InputError(
-            f"client {client_id!r} has no feature {error}, which task {task.name} reads; "
-            f"its features are: {found}"
-        ) from None
+    targets = task.prepared(client_id, examples).targets.numpy()
     if targets.dtype.kind == "f" and not np.array_equal(targets, np.round(targets)):
         return None
     return np.asarray(targets, dtype=np.int64)

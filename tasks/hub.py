@@ -34,6 +34,8 @@ def open_hub(name: str, split: Split) -> Lazy:
     Raises:
         InputError: The extra `hf` is not installed, no such data set, no network, or other columns.
     """
+    if not name:
+        raise InputError(f"{PREFIX} lacks a name: {PREFIX}flwrlabs/femnist")
     partitioner, column = _partitioner(name)
     read = _text if column == "character_id" else _images
     numbers = {str(key): number for number, key in partitioner.partition_id_to_natural_id.items()}

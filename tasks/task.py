@@ -67,6 +67,24 @@ class Task:
             raise InputError(f"task {self.name} has no embedded sample data: give --data PATH")
         return self.sample(split)
 
+    def prepared(self, client_id: str, examples: Examples) -> Prepared:
+        """`prepare`, for a client of that name.
+
+        Raises:
+            InputError: Data that do not fit the task: a feature is missing, or has another shape.
+        """
+        try:
+            return self.prepare(examples)
+        except KeyError as error:
+            reason = f"it has no feature {error}"
+        except ValueError as error:
+            reason = str(error)
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in examples.items())
+        raise InputError(
+            f"client {client_id!r} has data that task {self.name} cannot prepare: {reason}; "
+            f"its features are: {shapes}"
+        )
+
     def build(self, architecture: str) -> nn.Module:
         """The task's own model, or the one that a Keras `model_config` describes (giving logits)."""
         if architecture:

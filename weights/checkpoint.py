@@ -73,6 +73,15 @@ def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
     return inside or dict(arrays)
 
 
+def check_place(path: Path) -> None:
+    """Raise InputError if `path` cannot be written: better said before the work than after. Touches nothing."""
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written: it is a folder")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{path}: cannot be written: {nearest} is not a folder that takes files")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which then replaces `path` in one step; deleted on errors.

@@ -1,8 +1,11 @@
 """`fedferry explore` and `download`: clients' data, and where to get them."""
 
+from typing import Any, Literal
+
 import click
 
 from settings.errors import unknown
+from settings.schema import Settings
 from simulation.options import settings_options
 
 
@@ -21,9 +24,7 @@ from simulation.options import settings_options
 )
 @click.option("--seed", default=0, show_default=True, help="of what is drawn")
 @click.option("--logdir", default="", metavar="DIR", help="[default: runs/explore-TASK]")
-def explore(
-    task: str, data: str, split: str, clients: str, client_ids: str, seed: int, logdir: str
-) -> None:
+def explore(split: Literal["train", "test"], clients: str, **values: Any) -> None:
     """Show how clients' data differ: a table, pictures (PNG) and a TensorBoard page.
 
     \b
@@ -37,15 +38,7 @@ def explore(
     """
     from simulation.explore import explore as show
 
-    show(
-        task,
-        data,
-        split,  # type: ignore[arg-type]
-        client_ids=client_ids,
-        clients=clients,
-        seed=seed,
-        logdir=logdir,
-    )
+    show(Settings(**values), split, clients)
 
 
 @click.command()

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from settings.errors import InputError
+from settings.schema import Settings
 
 
 @click.command()
@@ -40,7 +41,8 @@ def generate(
 
     if samples < 1:
         raise InputError(f"--samples must be at least 1, but is {samples}")
-    model = initial_model(load_task("shakespeare"), init, seed)
+    settings = Settings(init=init, seed=seed)
+    model = initial_model(load_task("shakespeare"), settings.init, settings.seed)
     beginning = PROMPT if prompt is None else prompt
     for number in range(samples):
         characters = stream(model, beginning, length, temperature, seed + number, top_k)

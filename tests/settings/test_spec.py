@@ -102,8 +102,9 @@ def test_import_of_object_and_factory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert construct("things_of_mine:double:times=3", {}, "thing", 7) == 21
     with pytest.raises(InputError, match="things_of_mine:THING takes no options"):
         construct("things_of_mine:THING:size=1", {}, "thing")
-    # What a user's own module lacks is not blamed on the spec.
-    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+    # What a user's own module lacks is not blamed on the spec: its file and line are named.
+    said = r"cannot import broken_of_mine: .*no_such_module_at_all.*\(broken_of_mine\.py, line 1\)"
+    with pytest.raises(InputError, match=said):
         construct("broken_of_mine:THING", {}, "thing")
 
 

