@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from server.exchange import exchange
+from server.exchange import error_reason, exchange
 
 app = ServerApp()
 ARRAYS = ArrayRecord({"w": Array(np.zeros(10, np.float32))})
@@ -50,6 +50,8 @@ class Turns:
     def timed(self, messages: list[Message]) -> Iterator[Message]:
         pushed = time.time()
         for reply in exchange(self.grid, messages, 600.0):
+            if reply.has_error():
+                raise RuntimeError(error_reason(reply))
             (metrics,) = reply.content.metric_records.values()
             reached = float(metrics.pop("reached"))  # type: ignore[arg-type]
             self.there.append(reached - pushed)
