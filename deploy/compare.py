@@ -22,7 +22,7 @@ import numpy as np
 # Before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from deploy.loopback import COMPLETED, Loopback, read_settings
+from deploy.loopback import COMPLETED, Loopback, end_on_signals, read_settings
 from settings.errors import InputError
 from settings.schema import Settings, Value
 from simulation.federation import simulate
@@ -82,7 +82,7 @@ def main() -> None:
     )
     parser.add_argument("config", nargs="*", metavar="key=value")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_signals()
     out = options.out.resolve()
     models = [out / name / "model.safetensors" for name in ("simulated", "deployed")]
     try:

@@ -183,12 +183,13 @@ class Loopback:
 
     def wait(self, run_id: str, timeout: float) -> tuple[str, str]:
         """The verdict once the run has ended, or after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+        deadline, pause = time.monotonic() + timeout, 0.5
         while True:
             said = self.verdict(run_id)
             if said[0].startswith("finished") or time.monotonic() > deadline:
                 return said
-            time.sleep(2.0)
+            time.sleep(pause)  # `flwr ls` costs more than a second of CPU
+            pause = min(2 * pause, 8.0)
 
     def follow(self, run_id: str, timeout: float) -> None:
         """Print a run's log while it goes on."""
@@ -257,6 +258,12 @@ def federate(
         return status == COMPLETED
 
 
+def end_on_signals() -> None:
+    """Ended from outside, too, a program ends what it has started: by Ctrl-C and by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def main() -> None:
     """Read the command line; the exit code is 0 only if Flower says that the run was completed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -270,8 +277,7 @@ def main() -> None:
     )
     parser.add_argument("config", nargs="*", metavar="key=value")
     options = parser.parse_args()
-    # Ended from outside, too, it ends what it has started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_on_signals()
     shares = [
         f"partition-id={index} num-partitions={options.nodes}" for index in range(options.nodes)
     ]
