@@ -35,7 +35,7 @@ def measure(folder: Path, options: argparse.Namespace) -> Any:
 
 
 def main() -> None:
-    """Print the medians over turns and the ratio."""
+    """Print the medians over turns, as ratios to Flower's, and the ways of the messages of our loop."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -44,14 +44,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), options)
-    for what, loops in result["seconds"].items():
-        flower, ours = (statistics.median(loops[name]) for name in ("flower", "ours"))
-        turns = ", ".join(
-            f"{a:.1f}/{b:.1f}" for a, b in zip(loops["ours"], loops["flower"], strict=True)
-        )
-        print(
-            f"{what}: ours {ours:.2f} s a round, Flower {flower:.2f} s: {ours / flower:.2f} of it ({turns})"
-        )
+    medians = {name: statistics.median(taken) for name, taken in result["seconds"].items()}
+    for name, median in medians.items():
+        peer = medians[
+            "train: Flower" if name.startswith("train:") else "train, then evaluate: Flower"
+        ]
+        print(f"{name:34}{median:6.2f} s a round, {median / peer:.2f} of Flower's")
     for way in ("there", "back"):
         said = statistics.quantiles(result[way], n=10)
         print(

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,17 @@ class Turns:
                 messages = [*strategy.configure_evaluate(number, ARRAYS, ConfigRecord(), self.grid)]
                 strategy.aggregate_evaluate(number, self.timed(messages))
 
+    def together(self) -> None:
+        """The evaluation of a model and the training that starts from it, asked for at once."""
+        strategy = self.fedavg(True)
+        for number in range(1, self.rounds + 1):
+            messages = [
+                *strategy.configure_evaluate(number, ARRAYS, ConfigRecord(), self.grid),
+                *strategy.configure_train(number, ARRAYS, ConfigRecord(), self.grid),
+            ]
+            for _ in self.timed(messages):
+                pass
+
     def timed(self, messages: list[Message]) -> Iterator[Message]:
         pushed = time.time()
         for reply in exchange(self.grid, messages, 600.0):
@@ -64,13 +76,18 @@ def main(grid: Grid, context: Context) -> None:
     config = {key: value for key, value in context.run_config.items() if isinstance(value, int)}
     turns = Turns(grid, config["nodes"], config["rounds"])
     turns.flower(False)  # everybody has connected, and has the app
-    seconds: dict[str, dict[str, list[float]]] = {}
+    loops: dict[str, Callable[[], None]] = {
+        "train: Flower": partial(turns.flower, False),
+        "train: ours": partial(turns.ours, False),
+        "train, then evaluate: Flower": partial(turns.flower, True),
+        "train, then evaluate: ours": partial(turns.ours, True),
+        "train and evaluate at once: ours": turns.together,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(config["turns"]):
-        for what in ("train", "train and evaluate"):
-            for loop in (turns.flower, turns.ours):
-                started = time.perf_counter()
-                loop(what != "train")
-                taken = (time.perf_counter() - started) / turns.rounds
-                seconds.setdefault(what, {}).setdefault(loop.__name__, []).append(taken)
+        for name, loop in loops.items():
+            started = time.perf_counter()
+            loop()
+            seconds[name].append((time.perf_counter() - started) / turns.rounds)
     result = {"seconds": seconds, "there": turns.there, "back": turns.back}
     Path(str(context.run_config["out"])).write_text(json.dumps(result))
