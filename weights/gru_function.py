@@ -9,11 +9,10 @@ Sequences are time-major, (time, batch, features), so that a step is one slice. 
 order r, z, n along the last dimension.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,24 +24,33 @@ PACKED_FROM_VALUES = 2**19
 class Activation(NamedTuple):
     """An activation function whose derivative needs only its output."""
 
-    function: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
-    """The derivative, given the function's output."""
+    function_: Callable[[Tensor], Tensor]
+    """Overwrites its argument, and gives it back."""
+
+    backward: Callable[[Tensor, Tensor, Tensor], object]
+    """(gradient of the output, the output, result): the argument's gradient, into `result`."""
 
 
-def _inside(y: Tensor) -> Tensor:
-    """1 where a function between 0 and 1 has not saturated, 0 elsewhere."""
-    return ((y > 0) & (y < 1)).to(y.dtype)
+def _hard_sigmoid(slope: float) -> Activation:
+    """clip(slope * x + 0.5, 0, 1)."""
+
+    def backward(grad: Tensor, y: Tensor, result: Tensor) -> None:
+        torch.mul(grad, (y > 0) & (y < 1), out=result).mul_(slope)
+
+    return Activation(lambda x: x.mul_(slope).add_(0.5).clamp_(0, 1), backward)
 
 
+_aten = torch.ops.aten
 ACTIVATIONS = {
-    "tanh": Activation(torch.tanh, lambda y: 1 - y * y),
-    "sigmoid": Activation(torch.sigmoid, lambda y: y * (1 - y)),
-    "relu": Activation(torch.relu, lambda y: (y > 0).to(y.dtype)),
-    "linear": Activation(lambda x: x, torch.ones_like),
+    "tanh": Activation(torch.tanh_, lambda g, y, out: _aten.tanh_backward(g, y, grad_input=out)),
+    "sigmoid": Activation(
+        torch.sigmoid_, lambda g, y, out: _aten.sigmoid_backward(g, y, grad_input=out)
+    ),
+    "relu": Activation(torch.relu_, lambda g, y, out: torch.mul(g, y > 0, out=out)),
+    "linear": Activation(lambda x: x, lambda g, y, out: out.copy_(g)),
     # Keras 2 and Keras 3 give the name hard_sigmoid to different functions.
-    "hard_sigmoid": Activation(lambda x: (0.2 * x + 0.5).clamp(0, 1), lambda y: 0.2 * _inside(y)),
-    "hard_sigmoid_v3": Activation(F.hardsigmoid, lambda y: _inside(y) / 6),
+    "hard_sigmoid": _hard_sigmoid(0.2),
+    "hard_sigmoid_v3": _hard_sigmoid(1 / 6),
 }
 
 
@@ -71,23 +79,24 @@ class StepProduct:
     def __init__(self, factor: Tensor, steps: int, batch: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.factor = factor.to(dtype)
-        self.packed = (
-            steps >= PACKED_FROM_STEPS
-            and factor.numel() >= PACKED_FROM_VALUES
-            and _packs(factor, dtype)
-        )
-        if self.packed:
+        large = steps >= PACKED_FROM_STEPS and factor.numel() >= PACKED_FROM_VALUES
+        self.linear: Callable[..., Tensor] | None = None
+        if large and _packs(factor, dtype):
             self.factor = torch.ops.mkldnn._reorder_linear_weight(self.factor.t(), batch)
+            self.linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def of(self, rows: Tensor) -> Tensor:
+        """`rows` (batch, inner) times the factor: (batch, columns) in `rows`' own dtype."""
+        given = rows.to(self.dtype)
+        if self.linear is None:
+            return (given @ self.factor).to(rows.dtype)
+        return self.linear(given, self.factor, None, "none", [], "").to(rows.dtype)
 
     def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
-        """Adds `rows` (batch, inner) times the factor to `total` (batch, columns), in place."""
-        rows = rows.to(self.dtype)
-        if self.packed:
-            linear = torch.ops.mkldnn._linear_pointwise
-            return total.add_(linear(rows, self.factor, None, "none", [], ""))
-        if total.dtype == self.dtype:
+        """Adds `of(rows)` to `total` (batch, columns), in place."""
+        if self.linear is None and self.dtype == total.dtype:
             return total.addmm_(rows, self.factor)
-        return total.add_(rows @ self.factor)
+        return total.add_(self.of(rows))
 
 
 def _packs(factor: Tensor, dtype: torch.dtype) -> bool:
@@ -127,7 +136,7 @@ def gru_forward(
     gates = projected.contiguous()
     steps, batch, _ = gates.shape
     units = state.shape[1]
-    gate, candidate = ACTIVATIONS[spec.gate].function, ACTIVATIONS[spec.candidate].function
+    gate_, candidate_ = ACTIVATIONS[spec.gate].function_, ACTIVATIONS[spec.candidate].function_
     inner = state.new_zeros(steps, batch, units)
     if bias_hh is not None:
         gates[..., : 2 * units] += bias_hh[: 2 * units]
@@ -136,17 +145,21 @@ def gru_forward(
     states[0] = state
     to_gates = StepProduct(weight_hh[: 2 * units].t(), steps, batch, dtype)
     to_candidate = StepProduct(weight_hh[2 * units :].t(), steps, batch, dtype)
-    for t in range(steps):
-        before, inner_t = states[t], inner[t]
-        rz, n = gates[t, :, : 2 * units], gates[t, :, 2 * units :]
-        r, z = rz.copy_(gate(to_gates.add_to(rz, before))).chunk(2, dim=1)
+    for before, after, rz, (r, z, n), q in zip(
+        states[:-1], states[1:], gates[..., : 2 * units], _by_step(gates), inner, strict=True
+    ):
+        gate_(to_gates.add_to(rz, before))
         if spec.reset_after:
-            n.addcmul_(r, to_candidate.add_to(inner_t, before))
+            n.addcmul_(r, to_candidate.add_to(q, before))
         else:
-            to_candidate.add_to(n, torch.mul(r, before, out=inner_t))
-        n.copy_(candidate(n))
-        torch.lerp(n, before, z, out=states[t + 1])
+            to_candidate.add_to(n, torch.mul(r, before, out=q))
+        torch.lerp(candidate_(n), before, z, out=after)
     return states, gates, inner
+
+
+def _by_step(gates: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """r, z and n of each step."""
+    return zip(*gates.chunk(3, dim=2), strict=True)
 
 
 class GRUFunction(torch.autograd.Function):
@@ -178,52 +191,46 @@ class GRUFunction(torch.autograd.Function):
             dn = g (1 - z) a'(n)
             dr = (dn Un) h s'(r),     or with `reset_after`, where n takes r q,
             dr = dn q s'(r)           and q's gradient is dn r.
-        All factors but g and dn Un are known before the loop, and are multiplied for all steps.
         """
         weight_hh, states, gates, inner = ctx.saved_tensors
         spec: GRUSpec = ctx.spec
         dtype: torch.dtype = ctx.dtype
         steps, batch, units = grad.shape
-        before = states[:-1]
-        r, z, n = gates.chunk(3, dim=2)
-
+        gate, candidate = ACTIVATIONS[spec.gate].backward, ACTIVATIONS[spec.candidate].backward
         delta = torch.empty_like(gates)
         delta_rz = delta[..., : 2 * units]
-        delta_r, delta_z, delta_n = delta.chunk(3, dim=2)
-        delta_rz.copy_(ACTIVATIONS[spec.gate].slope(gates[..., : 2 * units]))
-        delta_z.mul_(before - n)
-        torch.mul(1 - z, ACTIVATIONS[spec.candidate].slope(n), out=delta_n)
-        if spec.reset_after:
-            delta_r.mul_(inner).mul_(delta_n)
-            delta_q = delta_n * r
-        else:
-            delta_r.mul_(before)
-
+        # What the candidate's recurrent weights are multiplied by, forwards and backwards.
+        delta_q = torch.empty_like(inner) if spec.reset_after else delta[..., 2 * units :]
         from_gates = StepProduct(weight_hh[: 2 * units], steps, batch, dtype)
         from_candidate = StepProduct(weight_hh[2 * units :], steps, batch, dtype)
-        grad_h = grad[-1].clone()
-        earlier = (torch.zeros_like(grad_h), *grad[:-1].unbind())
-        for t in reversed(range(steps)):
-            grad_before = torch.addcmul(earlier[t], grad_h, z[t])
+        grad_h = grad[-1]
+        earlier = (torch.zeros_like(grad_h), *grad[:-1])
+        steps_of = (states[:-1], gates[..., : 2 * units], _by_step(gates), inner)
+        grads_of = (delta_rz, _by_step(delta), delta_q)
+        for early, before, rz, (r, z, n), q, d_rz, (dr, dz, dn), dq in reversed(
+            [*zip(earlier, *steps_of, *grads_of, strict=True)]
+        ):
+            candidate(torch.addcmul(grad_h, grad_h, z, value=-1), n, dn)
+            torch.sub(before, n, out=dz).mul_(grad_h)
+            grad_before = torch.addcmul(early, grad_h, z)
             if spec.reset_after:
-                delta[t].view(batch, 3, units).mul_(grad_h.unsqueeze(1))
-                from_candidate.add_to(grad_before, delta_q[t].mul_(grad_h))
+                torch.mul(dn, q, out=dr)
+                from_candidate.add_to(grad_before, torch.mul(dn, r, out=dq))
             else:
-                delta[t, :, units:].view(batch, 2, units).mul_(grad_h.unsqueeze(1))
-                grad_rh = from_candidate.add_to(torch.zeros_like(grad_h), delta_n[t])
-                delta_r[t].mul_(grad_rh)
-                grad_before.addcmul_(grad_rh, r[t])
-            grad_h = from_gates.add_to(grad_before, delta_rz[t])
+                grad_rh = from_candidate.of(dn)
+                torch.mul(grad_rh, before, out=dr)
+                grad_before.addcmul_(grad_rh, r)
+            gate(d_rz, rz, d_rz)
+            grad_h = from_gates.add_to(grad_before, d_rz)
 
         # One row for each step of each sequence.
-        rows = delta.flatten(0, 1).to(dtype)
-        before = before.flatten(0, 1).to(dtype)
-        if spec.reset_after:
-            rows_n, inner = delta_q.flatten(0, 1).to(dtype), before
-        else:
-            rows_n, inner = rows[:, 2 * units :], inner.flatten(0, 1).to(dtype)
-        grad_hh = torch.cat([rows[:, : 2 * units].t() @ before, rows_n.t() @ inner])
+        before, inner, delta_q = (t.flatten(0, 1) for t in (states[:-1], inner, delta_q))
+        rows = before.to(dtype)
+        grad_hh = rows.new_empty(weight_hh.shape)
+        torch.mm(delta_rz.flatten(0, 1).to(dtype).t(), rows, out=grad_hh[: 2 * units])
+        rows_q = rows if spec.reset_after else inner.to(dtype)
+        torch.mm(delta_q.to(dtype).t(), rows_q, out=grad_hh[2 * units :])
         grad_bias = None
         if ctx.needs_input_grad[3]:
-            grad_bias = torch.cat([delta_rz.sum((0, 1)), delta_q.sum((0, 1))])
+            grad_bias = torch.cat([delta_rz.sum((0, 1)), delta_q.sum(0)])
         return delta, grad_h, grad_hh.to(weight_hh), grad_bias, None, None

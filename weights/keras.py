@@ -9,6 +9,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from weights.keras_config import Config, normalised, without_softmax
 from weights.keras_files import KerasFile, copied, located, opened
 from weights.keras_layers import BUILDERS, Shape
 from weights.keras_options import Options
+from weights.layers import Embedding
 from weights.named import Array, check_names
+from weights.recurrent import GRU
 
 MAX_PARAMETERS = 2**30
 
@@ -42,6 +45,18 @@ class KerasModel(nn.Sequential):
     def __init__(self, layers: Mapping[str, nn.Module], config: str) -> None:
         super().__init__(OrderedDict(layers))
         self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Sequential`, but a GRU behind an Embedding looks up its symbols itself, projected."""
+        embedding: Embedding | None = None
+        for layer, following in zip_longest(self, list(self)[1:]):
+            if isinstance(layer, Embedding) and isinstance(following, GRU):
+                embedding = layer
+            elif embedding is not None:
+                x, embedding = layer(embedding.ids(x), embedding.weight), None
+            else:
+                x = layer(x)
+        return x
 
     def variables(self) -> list[Variable]:
         """The model's arrays as Keras knows them, in Keras's order."""

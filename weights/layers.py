@@ -89,8 +89,11 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Ids of any shape and dtype, floats too as Keras takes them, to (*shape, features)."""
-        ids = x if x.dtype in (torch.int64, torch.int32) else x.long()
-        return F.embedding(ids, self.weight)
+        return F.embedding(self.ids(x), self.weight)
+
+    def ids(self, x: Tensor) -> Tensor:
+        """Ids in a dtype that torch takes."""
+        return x if x.dtype in (torch.int64, torch.int32) else x.long()
 
 
 class Dense(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from settings.errors import InputError, unknown
+from weights import layers
 from weights.gru_function import ACTIVATIONS, GRUFunction, GRUSpec, gru_forward
 
 
@@ -44,15 +45,18 @@ class _Recurrent(nn.Module):
         nn.init.xavier_uniform_(self.weight_ih)
         nn.init.orthogonal_(self.weight_hh)
 
-    def run(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All outputs (time, batch, units) for `x` (time, batch, input), and the last states."""
+    def run(
+        self, x: Tensor, states: tuple[Tensor, ...], table: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All outputs (time, batch, units), and the last states, for `forward`'s `x`, time first."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
         """Runs the layer.
 
         Args:
-            x: (batch, time, input), floating point.
+            x: (batch, time, input), floating point; with `table` ids of its rows, (batch, time).
+            table: An embedding's weight, (symbols, input).
 
         Returns:
             (batch, time, units), or without `return_sequences` the last step's (batch, units). With
@@ -70,7 +74,7 @@ class _Recurrent(nn.Module):
                 "call reset_states before changing the batch size"
             )
         sequence = (x.flip(1) if self.go_backwards else x).transpose(0, 1).contiguous()
-        outputs, states = self.run(sequence, states)
+        outputs, states = self.run(sequence, states, table)
         if self.stateful:
             self.states = tuple(state.detach().clone() for state in states)
         return outputs.transpose(0, 1) if self.return_sequences else outputs[-1]
@@ -140,12 +144,16 @@ class GRU(_Recurrent):
             _known("activation", activation),
         )
 
-    def run(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(
+        self, x: Tensor, states: tuple[Tensor, ...], table: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See the base class; the one state is h."""
-        projected = F.linear(x, self.weight_ih, self.bias_ih).to(self.weight_hh)
+        if x.is_cuda and self.spec == GRUSpec(reset_after=True, gate="sigmoid", candidate="tanh"):
+            return self.run_fused(_rows(x, table), states)
         dtype = self.weight_hh.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
+        projected = self._projected(x, table)
         given = (projected, states[0], self.weight_hh, self.bias_hh, self.spec, dtype)
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled():
@@ -153,6 +161,35 @@ class GRU(_Recurrent):
             else:
                 outputs = gru_forward(*given)[0][1:]
         return outputs, (outputs[-1],)
+
+    def run_fused(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`run` by torch's own cell, which on a GPU is cuDNN's; tried on a CPU only."""
+        weights: list[Tensor] = [self.weight_ih, self.weight_hh]
+        if self.bias_ih is not None and self.bias_hh is not None:
+            weights += [self.bias_ih, self.bias_hh]
+        outputs, last = torch.gru(
+            x,
+            states[0].unsqueeze(0),
+            weights,
+            has_biases=len(weights) > 2,
+            num_layers=1,
+            dropout=0.0,
+            train=self.training,
+            bidirectional=False,
+            batch_first=False,
+        )
+        return outputs, (last[0],)
+
+    def _projected(self, x: Tensor, table: Tensor | None) -> Tensor:
+        """The input's part of all pre-activations, (time, batch, 3 * units), in memory of its own.
+
+        Of a text each symbol is projected once, and not each place where it stands.
+        """
+        if table is not None and len(table) <= x.numel():
+            with torch.autocast(x.device.type, enabled=False):
+                return F.embedding(x, F.linear(table, self.weight_ih, self.bias_ih))
+        projected = F.linear(_rows(x, table), self.weight_ih, self.bias_ih)
+        return projected.to(self.weight_hh)
 
 
 class LSTM(_Recurrent):
@@ -207,8 +244,11 @@ class LSTM(_Recurrent):
         self.gate = _known("recurrent activation", recurrent_activation)
         self.candidate = _known("activation", activation)
 
-    def run(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(
+        self, x: Tensor, states: tuple[Tensor, ...], table: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See the base class; the states are h and c."""
+        x = _rows(x, table)
         h, c = states
         if (self.gate, self.candidate) == ("sigmoid", "tanh"):
             # torch's own, by oneDNN or cuDNN, has two biases.
@@ -227,7 +267,7 @@ class LSTM(_Recurrent):
                 batch_first=False,
             )
             return outputs, (h[0], c[0])
-        gate, candidate = ACTIVATIONS[self.gate].function, ACTIVATIONS[self.candidate].function
+        gate, candidate = (layers.ACTIVATIONS[name] for name in (self.gate, self.candidate))
         steps = []
         for projected in F.linear(x, self.weight_ih, self.bias_ih):
             i, f, g, o = (projected + F.linear(h, self.weight_hh)).chunk(4, dim=1)
@@ -243,6 +283,11 @@ def reset_states(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, _Recurrent):
             layer.states = None
+
+
+def _rows(x: Tensor, table: Tensor | None) -> Tensor:
+    """What a recurrent layer is given: features, or the rows of a table that `x` names."""
+    return x if table is None else F.embedding(x, table)
 
 
 def _known(kind: str, name: str) -> str:

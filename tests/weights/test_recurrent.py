@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from settings.errors import InputError
+from weights.keras import KerasModel
+from weights.layers import Embedding
 from weights.recurrent import GRU, LSTM, reset_states
 
 # Keras's, from how it turns a tensor into an array.
@@ -57,6 +59,36 @@ def assert_equals_torch(layer: GRU | LSTM, theirs: nn.GRU | nn.LSTM) -> None:
 def test_gru_with_reset_after_is_torchs(use_bias: bool) -> None:
     theirs = nn.GRU(5, 4, bias=use_bias, batch_first=True)
     assert_equals_torch(GRU(5, 4, reset_after=True, use_bias=use_bias), theirs)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_gru_for_gpus(use_bias: bool) -> None:
+    layer = GRU(5, 4, reset_after=True, use_bias=use_bias).double()
+    x, state = (torch.randn(*shape, dtype=torch.float64) for shape in ((7, 3, 5), (3, 4)))
+    for ours, fused in zip(layer.run(x, (state,), None), layer.run_fused(x, (state,)), strict=True):
+        torch.testing.assert_close(ours, fused, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("symbols", [5, 50])
+@pytest.mark.parametrize("kind", [GRU, LSTM])
+def test_symbols_of_a_table(kind: type[GRU] | type[LSTM], symbols: int) -> None:
+    """Two symbols stand in the text more than once; of 50 most do not stand there at all."""
+    embedding = Embedding(symbols, 3).double()
+    nn.init.normal_(embedding.weight)
+    layer = kind(3, 4).double()
+    text = torch.tensor([[1, 4, 1, 0, 2], [4, 3, 0, 0, 2]])
+    weights = [embedding.weight, *layer.parameters()]
+    grad = torch.randn(2, 5, 4, dtype=torch.float64)
+    model = KerasModel({"embedding": embedding, "recurrent": layer}, "{}")
+    features = layer(embedding(text))
+    for outputs in (layer(text, embedding.weight), model(text), model(text.float())):
+        torch.testing.assert_close(outputs, features, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            torch.autograd.grad(outputs, weights, grad),
+            torch.autograd.grad(features, weights, grad, retain_graph=True),
+            rtol=1e-10,
+            atol=1e-10,
+        )
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
