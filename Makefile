@@ -1,11 +1,12 @@
 # `make run` and `make test` need nothing but Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+COMPOSE ?= docker compose
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run federation test lint format clean
+.PHONY: run federation compose container-test test lint format clean
 
 STARS := HAMLET_HAMLET,OTHELLO_IAGO,MACBETH_MACBETH,KING_LEAR_KING_LEAR,HENRY_V_KING_HENRY_V,AS_YOU_LIKE_IT_ROSALIND
 
@@ -17,6 +18,12 @@ run: .venv/installed  ## fine-tune the embedded Dickens GRU on six of Shakespear
 federation: .venv/installed  ## the same job on a real SuperLink with three SuperNodes, on loopback
 	$(BIN)/python deploy/loopback.py --nodes 3 task=shakespeare client-ids=$(STARS) rounds=3 max-batches=5 \
 	  save=runs/federation-tuned.kerasmodel
+
+compose:  ## the same job in containers; COMPOSE=podman-compose for another engine
+	$(COMPOSE) up --build --exit-code-from run
+
+container-test: .venv/installed  ## containers with TLS and authentication, and what happens when some are killed
+	COMPOSE="$(COMPOSE)" $(BIN)/python deploy/container_test.py
 
 test: .venv/installed
 	KERAS_BACKEND=torch $(BIN)/pytest
