@@ -37,8 +37,14 @@ def deploy(out: Path, nodes: int, config: Mapping[str, Value], kills: int, seed:
     with Loopback(out) as loopback:
         loopback.start([f"partition-id={index} num-partitions={nodes}" for index in range(nodes)])
         run_id = loopback.submit(config)
+        done = 0
         for number in range(1, kills + 1):
-            time.sleep(chance.uniform(1, 20))
+            started = time.monotonic()
+            while finished(config) == done and time.monotonic() - started < 600:
+                time.sleep(0.2)
+            done = finished(config)
+            # Some time in the next round, or while it is started.
+            time.sleep(chance.uniform(0, time.monotonic() - started))
             if Path(str(config["save"])).exists():
                 print(f"the run ended before kill {number}", flush=True)
                 break
