@@ -1,1 +1,3 @@
 """First floor: what a client does with a message."""
+
+import settings.threads  # noqa: F401

@@ -19,9 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-# Before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from deploy.loopback import COMPLETED, Loopback, end_on_signals, read_settings
 from settings.errors import InputError
 from settings.schema import Settings, Value

@@ -17,7 +17,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import IO
 
-_LOADED = ("torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
+_LOADED = ("settings.threads", "torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
 
 
 def serve(tasks: IO[str]) -> None:
@@ -79,8 +79,6 @@ def superexec(tasks: IO[str]) -> None:
 
 def main() -> None:
     """Two processes: this one is the SuperExec, its child forks."""
-    # Before torch is loaded: threads that spin while they wait starve the other processes of the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     read, write = os.pipe()
     if os.fork() == 0:
         os.close(write)

@@ -47,8 +47,6 @@ for _command in (run, evaluate, compare, explore, download, generate, convert, e
 
 def main() -> None:
     """Run the command; a user's mistake is one line on standard error and exit code 2."""
-    # Before torch starts its threads: those that spin while they wait make a busy machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

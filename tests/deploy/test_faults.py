@@ -77,3 +77,10 @@ def test_superlink_killed_with_its_database(
     finish(federation, run_id, run)
     assert [record["comm"]["answered"] for record in run.rounds] == [3, 3, 3]
     same_model(run, simulated(run))
+
+
+def test_a_run_that_fails_says_why(federation: Loopback, job: MakeJob) -> None:
+    run_id = federation.submit(job("failing").settings.to_config() | {"task": "nonsense"})
+    status, details = federation.wait(run_id, 60)
+    assert status == "finished:failed"
+    assert "unknown task 'nonsense': choose from shakespeare, emnist_lr, emnist_cnn" in details

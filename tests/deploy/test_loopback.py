@@ -1,0 +1,33 @@
+"""How the loopback script reads its words."""
+
+from pathlib import Path
+
+import pytest
+
+from deploy.loopback import read_settings
+from settings.errors import InputError
+
+
+def test_words_become_a_run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["rounds=3", "cohort=4", "shuffle=false", "over-select=1.5", "data=a_train.h5"]
+    config = read_settings([*words, "client-optimizer=sgd:lr=0.1,momentum=0.9"])
+    assert (config["rounds"], config["cohort"], config["shuffle"]) == (3, "4", False)
+    assert config["over-select"] == 1.5
+    assert config["client-optimizer"] == "sgd:lr=0.1,momentum=0.9"
+    assert config["data"] == str(tmp_path / "a_train.h5"), "the processes run elsewhere"
+    assert read_settings([])["data"] == "sample"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("tsk=emnist_lr", "unknown setting 'tsk': the nearest are task"),
+        ("rounds=many", "rounds must be a number, not 'many'"),
+        ("shuffle=maybe", "setting shuffle must be bool, not 'maybe'"),
+        ("rounds", "rounds must be a number, not ''"),
+    ],
+)
+def test_mistakes(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_settings([word])
