@@ -1,14 +1,19 @@
 """Bytes on the wire: the arrays' payload, and whole messages as Flower serialises them."""
 
-from collections.abc import Iterable, Iterator
+import functools
+import json
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from flwr.common.serde import metadata_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
 from weights.wire import payload_bytes
+
+_ID = 64
 
 
 @dataclass
@@ -44,41 +49,51 @@ class Traffic:
 def message_bytes(message: Message) -> int:
     """Bytes of all objects that Flower sends for a message: it, its records, arrays and data chunks.
 
-    Computed on a likeness with stand-ins for the data: hashing the data itself, as sending does, would
-    cost more than a round's whole overhead.
+    Computed from their sizes: to make the objects, and to hash the data as sending does, would cost more
+    than all else in a round. What Flower computes ids for has the length of a SHA-256.
     """
     if message.has_error():
         return len(message.deflate())
-    content = message.content.copy()
-    data = 0
-    for name, record in message.content.array_records.items():
-        likeness = ArrayRecord(
-            {key: Array(a.dtype, a.shape, a.stype, b"") for key, a in record.items()}
-        )
-        for key, array in record.items():
-            sizes = _chunk_sizes(len(array.data))
-            # Ids have the length of a SHA-256 and differ; that is all that other objects' sizes depend on.
-            ids = [f"{data + start:064x}" for start in range(len(sizes))]
-            likeness[key].__dict__["_chunks"] = [(chunk_id, None) for chunk_id in ids]
-            data += sum(sizes)
-        content[name] = likeness
-    empty = Message(metadata=message.metadata, content=content)  # type: ignore[call-overload]
-    return data + sum(len(item.deflate()) for item in _objects(empty))
+    content = message.content
+    total = sum(
+        _record_bytes(tuple((k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in record.items()))
+        for record in content.array_records.values()
+    )
+    total += sum(len(record.deflate()) for record in content.metric_records.values())
+    total += sum(len(record.deflate()) for record in content.config_records.values())
+    metadata = metadata_to_proto(message.metadata)
+    metadata.message_id = ""
+    body = ProtoMessage(metadata=metadata).ByteSize()
+    return total + _references("RecordDict", content) + _framed("Message", 1, body)
 
 
-def _chunk_sizes(length: int) -> list[int]:
-    """Sizes of the chunks that Flower cuts an array's data into, as sent: with their heads."""
+Structure = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
+"""An array record's arrays: (name, dtype, shape, stype, bytes of data) each."""
+
+
+@functools.lru_cache(maxsize=256)
+def _record_bytes(structure: Structure) -> int:
+    """Bytes of an array record with its arrays and their chunks."""
+    total = _references("ArrayRecord", [name for name, *_ in structure])
     step = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-    sizes = [min(step, length - start) for start in range(0, length, step)]
-    head = f"ArrayChunk{HEAD_VALUE_DIVIDER}{HEAD_VALUE_DIVIDER}"
-    return [len(f"{head}{size}") + len(HEAD_BODY_DIVIDER) + size for size in sizes]
+    for _, dtype, shape, stype, length in structure:
+        chunks = [min(step, length - start) for start in range(0, length, step)]
+        total += sum(_framed("ArrayChunk", 0, size) for size in chunks)
+        said = {"dtype": dtype, "shape": shape, "stype": stype}
+        body = json.dumps({**said, "arraychunk_ids": [*range(len(chunks))]})
+        total += _framed("Array", len(chunks), len(body))
+    return total
 
 
-def _objects(item: InflatableObject) -> Iterator[InflatableObject]:
-    yield item
-    for child in (item.children or {}).values():
-        if child is not None:
-            yield from _objects(child)
+def _references(kind: str, names: Collection[str]) -> int:
+    """Bytes of an object that is a table of other objects' ids by name."""
+    return _framed(kind, len(names), len(json.dumps(dict.fromkeys(names, "0" * _ID))))
+
+
+def _framed(kind: str, children: int, body: int) -> int:
+    """Bytes of an object with its head: its kind, its children's ids, its body's length."""
+    ids = max(children * (_ID + 1) - 1, 0)
+    return len(kind) + ids + len(str(body)) + 2 * len(HEAD_VALUE_DIVIDER) + len(HEAD_BODY_DIVIDER) + body
 
 
 def payload(message: Message) -> int:
