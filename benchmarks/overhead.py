@@ -24,7 +24,6 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from server.console import Console
 from server.record import Recorder
 from server.rounds import Federation
 from settings.schema import Settings
@@ -90,14 +89,13 @@ def measure(size: int, clients: int, rounds: int) -> dict[str, float]:
         federation = Federation(settings, grid)
         times: dict[str, list[float]] = {"round": [], "record": [], "checkpoint": []}
         recorder = Recorder(federation.settings, Path(folder), [], {})
-        console = Console(federation.settings, clients, [])
-        for server_round in range(1, rounds + 1):
+        for _ in range(rounds):
             started = time.perf_counter()
-            record = federation._round(server_round, recorder.history, console)
+            record = federation.next()
             done = time.perf_counter()
             recorder.add(record)
             recorded = time.perf_counter()
-            federation._checkpoint(Path(folder) / "checkpoints", server_round, recorder)
+            federation._checkpoint(Path(folder) / "checkpoints", {})
             parts = (done - started, recorded - done, time.perf_counter() - recorded)
             for part, seconds in zip(times, parts, strict=True):
                 times[part].append(1e3 * seconds)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-from flwr.common.serde import metadata_to_proto
+from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 
@@ -93,7 +93,14 @@ def _references(kind: str, names: Collection[str]) -> int:
 def _framed(kind: str, children: int, body: int) -> int:
     """Bytes of an object with its head: its kind, its children's ids, its body's length."""
     ids = max(children * (_ID + 1) - 1, 0)
-    return len(kind) + ids + len(str(body)) + 2 * len(HEAD_VALUE_DIVIDER) + len(HEAD_BODY_DIVIDER) + body
+    return (
+        len(kind)
+        + ids
+        + len(str(body))
+        + 2 * len(HEAD_VALUE_DIVIDER)
+        + len(HEAD_BODY_DIVIDER)
+        + body
+    )
 
 
 def payload(message: Message) -> int:

@@ -119,6 +119,7 @@ class WeightedFedAvg(Strategy):
         self._batch_size, self._max_batches = batch_size, max_batches
         self._record: ArrayRecord | None = None
         self._sent: list[tuple[str, Message]] = []
+        self._mean = WeightedMean(self._trained)
         self.tally = Tally()
 
     @property
@@ -190,7 +191,8 @@ class WeightedFedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take one server optimizer step from the replies, consumed one by one."""
-        mean = WeightedMean(self._trained)
+        mean = self._mean
+        mean.reset()
         totals = _Totals()
         claims = Claims(self._metrics, self._batch_size, self._max_batches)
         for update, sums in self._read(replies, self._trained, claims):
@@ -210,7 +212,7 @@ class WeightedFedAvg(Strategy):
         return self.arrays, _record(finalize(totals.sums, self._metrics))
 
     def _step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in pseudo_gradient.values()):
+        if not is_finite({name: tensor.numpy() for name, tensor in pseudo_gradient.items()}):
             self.tally.update_non_finite = 1
             log(WARNING, "the aggregated update is not finite: the model stays as it was")
             return

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,12 +66,11 @@ def check_names(given: Mapping[str, Any], wanted: Mapping[str, Any], source: str
 def is_finite(arrays: Mapping[str, Array]) -> bool:
     """Whether no array holds a NaN or an infinity."""
     # A sum is non-finite if any term is, and costs no temporary; only a sum that overflows needs the full look.
-    with np.errstate(over="ignore", invalid="ignore"):
-        return all(
-            np.isfinite(np.sum(array)) or bool(np.isfinite(array).all())
-            for array in arrays.values()
-            if np.issubdtype(array.dtype, np.floating)
-        )
+    return all(
+        math.isfinite(torch.from_numpy(array).sum()) or bool(np.isfinite(array).all())
+        for array in arrays.values()
+        if np.issubdtype(array.dtype, np.floating)
+    )
 
 
 def linf_norm(arrays: Mapping[str, Array]) -> float:

@@ -28,7 +28,10 @@ class WireError(ValueError):
 
 def pack(arrays: Mapping[str, Array]) -> ArrayRecord:
     """Named arrays as a record of Flower's own kind (`stype` numpy.ndarray), one copy of the data."""
-    return ArrayRecord({name: _pack_array(array) for name, array in arrays.items()})
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = _pack_array(array)
+    return record
 
 
 def unpack(record: ArrayRecord, like: Mapping[str, Array]) -> NamedArrays:
