@@ -10,6 +10,7 @@ broadcast, delivery, checks, the weighted mean, the server's step, metrics, Tens
 import argparse
 import cProfile
 import json
+import logging
 import os
 import pstats
 import statistics
@@ -33,6 +34,7 @@ from tasks.stream import Batch, Prepared
 from tasks.task import Task
 
 LAYERS = 8
+logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 def flat(size: int = 1000) -> Task:
@@ -94,6 +96,7 @@ def measure(size: int, clients: int, rounds: int) -> dict[str, float]:
             record = federation.next()
             done = time.perf_counter()
             recorder.add(record)
+            recorder.write()
             recorded = time.perf_counter()
             federation._checkpoint(Path(folder) / "checkpoints", {})
             parts = (done - started, recorded - done, time.perf_counter() - recorded)
