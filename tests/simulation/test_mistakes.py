@@ -1,6 +1,7 @@
 """What a user can get wrong: always one line that names the bad thing, exit code 2, and no stack trace."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ Command = Callable[..., tuple[int, str, str]]
 def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and modules that are not what the words below take them for."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Its handler keeps the standard error of the test that loaded Flower.
+    monkeypatch.setattr(logging.getLogger("flwr"), "disabled", True)
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "bad.json").write_text("{}")
