@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run federation compose container-test test lint format clean
+.PHONY: run federation compose container-test tutorials docs test lint format clean
 
 STARS := HAMLET_HAMLET,OTHELLO_IAGO,MACBETH_MACBETH,KING_LEAR_KING_LEAR,HENRY_V_KING_HENRY_V,AS_YOU_LIKE_IT_ROSALIND
 
@@ -25,6 +25,12 @@ compose:  ## the same job in containers; COMPOSE=podman-compose for another engi
 container-test: .venv/installed  ## containers with TLS and authentication, and what happens when some are killed
 	COMPOSE="$(COMPOSE)" $(BIN)/python deploy/container_test.py
 
+tutorials: .venv/tutorials  ## execute the notebooks of docs/tutorials, offline, into runs/tutorials
+	$(BIN)/python docs/tutorials/execute.py
+
+docs: .venv/docs  ## the documentation as a site in build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 test: .venv/installed
 	KERAS_BACKEND=torch $(BIN)/pytest
 
@@ -42,5 +48,9 @@ format: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sample,dev]'
 	touch $@
 
+.venv/tutorials .venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(@F)]'
+	touch $@
+
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs build .pytest_cache .mypy_cache .ruff_cache
