@@ -40,7 +40,13 @@ def download(name: str, published: Published, cache: Path, transfer: Transfer) -
         if all((target / file).is_file() for file in published.files):
             console.print(f"{first} is there already", soft_wrap=True, markup=False)
             return first
-        fetched = [_fetched(remote, cache, transfer) for remote in published.remotes]
+        # Of a process that was killed while it unpacked.
+        for left in cache.glob(f".{name}.{'?' * 8}"):
+            shutil.rmtree(left)
+        fetched = []
+        for remote in published.remotes:
+            console.print(f"fetching {remote.url}", soft_wrap=True, markup=False)
+            fetched.append(_fetched(remote, cache, transfer))
         with _appearing(target) as folder:
             for file in fetched:
                 with console.status(f"unpacking {file.name}"):

@@ -105,7 +105,8 @@ def _draw(task: Task, population: Population, survey: Survey, folder: Path) -> N
 
 def _source(task: Task, data: str) -> str:
     """What the data are: nobody shall take made-up writers for real ones."""
-    return f"sample data, {task.sample_is}" if data == "sample" else Path(data).name
+    known = {"sample": f"sample data, {task.sample_is}", "tff": "TFF's data"}
+    return known.get(data) or Path(data).name
 
 
 def _figures(task: Task, population: Population, survey: Survey) -> Iterator[tuple[str, "Figure"]]:

@@ -300,6 +300,15 @@ def test_data_tff_is_what_was_downloaded(
         assert len(load_task("emnist_cnn").population("tff", split).client_ids) == 8  # type: ignore[arg-type]
 
 
+def test_what_a_killed_process_left_is_cleared_away(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".mini.0123abcd").mkdir()
+    (tmp_path / ".mini.0123abcd/mini_train.h5").write_bytes(b"half")
+    (tmp_path / NAME).write_bytes(server.content)
+    fetch(server, tmp_path)
+    assert is_there(tmp_path)
+    assert server.ranges == []
+
+
 def test_what_can_be_downloaded() -> None:
     assert list(PUBLISHED) == ["shakespeare", "emnist", "emnist-digits", "dickens"]
     for item in PUBLISHED.values():
