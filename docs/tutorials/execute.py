@@ -25,13 +25,13 @@ TIMEOUT = 900
 
 def execute(notebook: Path, target: Path) -> None:
     """Run a notebook in a fresh kernel and write it with its outputs, without what differs from run to run."""
-    content = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]
+    content = nbformat.read(notebook, as_version=4)
     # Sockets in the file system: nothing listens on a port.
     config = Config({"KernelManager": {"transport": "ipc"}})
     NotebookClient(content, config=config, timeout=TIMEOUT, record_timing=False).execute()
     content.metadata["language_info"] = {"name": "python"}
     target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(content, target)  # type: ignore[no-untyped-call]
+    nbformat.write(content, target)
 
 
 def main() -> None:
