@@ -21,6 +21,8 @@ _LOOKS = 4
 """It is at least this many times what the last look took: looking must not take the CPU that the replies need."""
 _GRACE = 2.0
 """Seconds that a message outlives the waiting: what has not come is late, not an error that says `expired`."""
+_LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""Errors that tell of the SuperLink, killed while a reply was handed over, and not of the client."""
 _PULLS = 64
 """Requests that one look at all open messages takes at most, where replies are small."""
 _PULLED_BYTES = 4 * 2**20
@@ -75,6 +77,8 @@ class Post:
         self._grid = grid
         self.open: dict[str, int] = {}
         """Ids of the messages without a reply so far -> the nodes that they went to."""
+        self._sent: dict[str, Message] = {}
+        self._first: dict[str, str] = {}
         self._largest = 0
 
     def push(self, messages: Iterable[Message], ttl: float) -> list[Message]:
@@ -87,6 +91,7 @@ class Post:
         for message in sent:
             if message.metadata.message_id in taken:
                 self.open[message.metadata.message_id] = message.metadata.dst_node_id
+                self._sent[message.metadata.message_id] = message
         error = Error(ErrorCode.UNKNOWN, "the SuperLink did not take the message")
         return [Message(error, reply_to=message) for message in refused]
 
@@ -94,7 +99,7 @@ class Post:
         """One look at all open messages: each reply that has come, pulled when it is asked for.
 
         A reply is yielded once, and never one to another message: not a duplicate, and nothing that is
-        still in flight from before the server was killed.
+        still in flight from before the server was killed. What the SuperLink has lost is asked for again, once.
         """
         position, failed = 0, False
         while position < len(self.open):
@@ -112,9 +117,32 @@ class Post:
             position += 0 if pulled else len(ids)
             while pulled:
                 reply = pulled.pop(0)
-                if self.open.pop(reply.metadata.reply_to_message_id, None) is not None:
+                if self._closes(reply):
                     self._largest = max(self._largest, payload(reply))
                     yield reply
+
+    def _closes(self, reply: Message) -> bool:
+        """Whether a reply is the one to an open message; one that was lost opens the message again."""
+        answered = reply.metadata.reply_to_message_id
+        if self.open.pop(answered, None) is None:
+            return False
+        message = self._sent.pop(answered)
+        first = self._first.pop(answered, None)
+        if first is not None:
+            reply.metadata.__dict__["_reply_to_message_id"] = first
+        elif reply.has_error() and reply.error.code in _LOST:
+            log(
+                WARNING,
+                "asking node %d again: %s",
+                message.metadata.dst_node_id,
+                error_reason(reply),
+            )
+            asked = message.metadata
+            again = Message(message.content, asked.dst_node_id, asked.message_type)
+            if not self.push([again], asked.ttl):
+                self._first[again.metadata.message_id] = answered
+                return False
+        return True
 
     def _batch(self) -> int:
         """Messages that one request asks for: a single one where replies are large, or not known yet."""

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 NODES = 3
 
 
-def until(condition: Callable[[], Any], timeout: float = 120.0) -> None:
+def until(condition: Callable[[], Any], timeout: float = 300.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from server.exchange import error_reason, exchange
 from simulation.grid import InProcessGrid
@@ -167,6 +168,33 @@ def test_replies_are_pulled_in_batches_that_fit_in_memory(
     assert order == [message.metadata.message_id for message in sent]
     assert asked[0] == 1
     assert max(asked) == most
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_reply_that_the_superlink_lost_is_asked_for_again_once(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = grid_of(lambda number: None, 3)
+    pull = grid.pull_messages
+    lost: list[str] = []
+
+    def losing(ids: Iterable[str]) -> list[Message]:
+        replies = pull(ids)
+        if replies and replies[0].metadata.src_node_id == node and len(lost) < times:
+            lost.append(replies[0].metadata.reply_to_message_id)
+            error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "objects are unavailable")
+            return [Message(metadata=replies[0].metadata, error=error)]  # type: ignore[call-overload]
+        return replies
+
+    node = grid.get_node_ids()[1]
+    monkeypatch.setattr(grid, "pull_messages", losing)
+    sent = questions(grid)
+    replies = list(exchange(grid, sent, 60.0))
+    assert len(lost) == times
+    expected = {message.metadata.message_id for message in sent}
+    assert {reply.metadata.reply_to_message_id for reply in replies} == expected
+    assert len(replies) == 3
+    assert sum(reply.has_error() for reply in replies) == (times == 2)
 
 
 def test_over_selection_and_too_few_replies(writers: str, federate: Federate) -> None:
