@@ -6,17 +6,19 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from client.cohort import Client, can_join, join, update_together
+from client.data import population, prepared
+from client.lookahead import Lookahead, Result
 from client.mods import compress, time_limit
 from client.update import local_update
 from settings.errors import InputError, unknown
 from settings.schema import Settings, names_in
 from tasks.catalogue import load_task
-from tasks.data import Population, Split
+from tasks.data import Split
 from tasks.evaluation import evaluate
 from tasks.metrics import Sums
 from tasks.stream import Batch, Stream, client_seed
@@ -26,6 +28,7 @@ from weights.wire import pack, unpack
 _NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
 
 app = ClientApp(mods=[time_limit])
+lookahead = Lookahead()
 
 
 @app.query()
@@ -45,14 +48,31 @@ def announce(message: Message, context: Context) -> Message:
 @app.train(mods=[compress])
 def train(message: Message, context: Context) -> Message:
     """Train the broadcast model on one client's examples; reply with the model update."""
-    job = _Job(message, context, default_split="train")
+    result = lookahead.take(message)
+    if result is None:
+        result = _trained(message, _Job(message, context, default_split="train"))
+    return _reply(message, *result)
+
+
+def _trained(message: Message, job: "_Job") -> Result:
+    """The client's model update and metric sums; those of peers are kept for when they are asked."""
     settings = job.settings
-    batches = job.batches(settings.local_epochs, settings.max_batches, shuffles=settings.shuffle)
     optimizer = settings.client_optimizer or job.task.client_optimizer
-    update, sums = local_update(
-        job.task, job.model, job.weights, batches, optimizer, settings.precision
+    batches = (settings.local_epochs, settings.max_batches, settings.shuffle)
+    if settings.precision == "float32" and can_join(job.task, job.model, optimizer):
+        stream = job.stream(*batches)
+        parameters = sum(array.size for array in job.weights.values())
+        peers = lookahead.peers(message)
+        together = join(message, peers, lambda other: job.client(other, stream), parameters)
+        if len(together) > 1:
+            clients = list(together.values())
+            results = update_together(job.task, job.model, job.weights, clients, optimizer)
+            mine, *others = results
+            lookahead.keep(dict(zip([*together][1:], others, strict=True)))
+            return mine
+    return local_update(
+        job.task, job.model, job.weights, job.batches(*batches), optimizer, settings.precision
     )
-    return _reply(message, update, sums)
 
 
 @app.evaluate()
@@ -75,28 +95,43 @@ class _Job:
         config = message.content.config_records["config"]
         self.client_id = str(config.get("client-id") or _only_client(self.settings, context))
         self.split = cast(Split, config.get("split", default_split))
-        # The same for the same seed, round and client, wherever it runs.
-        server_round = cast(int, config["server-round"])
-        self.seed = client_seed(self.settings.seed, server_round, self.client_id)
+        self._round = cast(int, config["server-round"])
         self.task = load_task(self.settings.task)
         self.model = _model(self.settings.task, str(config.get("architecture", "")))
         self.weights = unpack(message.content.array_records["arrays"], like=arrays_of(self.model))
 
-    def batches(self, local_epochs: int, max_batches: int, *, shuffles: bool) -> Iterator[Batch]:
-        """The client's batches, from the split that the message names."""
-        stream = Stream(
+    def stream(self, local_epochs: int, max_batches: int, shuffles: bool) -> Stream:
+        """How a client's examples become batches."""
+        return Stream(
             batch_size=self.settings.batch_size or self.task.batch_size,
             local_epochs=local_epochs,
             shuffle_buffer=self.task.shuffle_buffer if shuffles else 0,
             drop_remainder=self.task.drop_remainder,
             max_batches=max_batches,
         )
-        population = _population(self.settings.task, self.settings.data, self.split)
-        if self.split == "test" and self.client_id not in population:
+
+    def batches(self, local_epochs: int, max_batches: int, shuffles: bool) -> Iterator[Batch]:
+        """The client's batches, from the split that the message names."""
+        settings = self.settings
+        held = population(settings.task, settings.data, self.split)
+        if self.split == "test" and self.client_id not in held:
             return iter(())
-        torch.manual_seed(self.seed)  # dropout
-        prepared = self.task.prepared(self.client_id, population.examples(self.client_id))
-        return stream.batches(prepared, np.random.default_rng(self.seed))
+        seed = self.seed(self.client_id)
+        examples = prepared(settings.task, settings.data, self.split, self.client_id, seed)
+        stream = self.stream(local_epochs, max_batches, shuffles)
+        return stream.batches(examples, np.random.default_rng(seed))
+
+    def client(self, message: Message, stream: Stream) -> Client:
+        """The examples and batches of the client that a message names, for training with others."""
+        settings = self.settings
+        client_id = str(message.content.config_records["config"]["client-id"])
+        seed = self.seed(client_id)
+        examples = prepared(settings.task, settings.data, self.split, client_id, seed)
+        return Client(examples, stream.chosen(len(examples), np.random.default_rng(seed)))
+
+    def seed(self, client_id: str) -> int:
+        """The same for the same seed, round and client, wherever it runs."""
+        return client_seed(self.settings.seed, self._round, client_id)
 
 
 def _settings(context: Context) -> Settings:
@@ -108,7 +143,7 @@ def _settings(context: Context) -> Settings:
 
 def _served(settings: Settings, context: Context) -> list[str]:
     """Ids of the clients that this node serves: those it names, or its share of the population."""
-    ids = list(_population(settings.task, settings.data, "train").client_ids)
+    ids = list(population(settings.task, settings.data, "train").client_ids)
     partition, partitions = _share(context)
     named = names_in(str(context.node_config.get("client-ids", "")))
     for name in named:
@@ -151,12 +186,6 @@ def _reply(message: Message, update: NamedArrays, sums: Sums) -> Message:
         metrics[name] = values
     content = RecordDict({"arrays": pack(update), "metrics": metrics})
     return Message(content, reply_to=message)
-
-
-# In one process (a simulation) these are opened once; a SuperNode starts a process for every message.
-@functools.lru_cache(maxsize=8)
-def _population(task: str, data: str, split: Split) -> Population:
-    return load_task(task).population(data, split)
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,6 +9,7 @@ from typing import cast
 from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
+from client.app import lookahead
 from server.app import app as server_app
 from server.console import describe
 from server.rounds import Federation
@@ -24,14 +25,16 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 def simulate(settings: Settings) -> None:
     """Run server and clients in this process; one node serves the whole population."""
-    grid = InProcessGrid(client_app, settings.to_config())
+    grid = InProcessGrid(client_app, settings.to_config(), announce=lookahead.announce)
     context = Context(grid.run.run_id, 0, {}, RecordDict(), settings.to_config())
     server_app(grid=grid, context=context)
 
 
 def in_process(settings: Settings) -> Federation:
     """The federation that `simulate` runs, to be stepped through: `next()`, `evaluate()`, `state()`, `model`."""
-    return Federation(settings, InProcessGrid(client_app, settings.to_config()))
+    return Federation(
+        settings, InProcessGrid(client_app, settings.to_config(), announce=lookahead.announce)
+    )
 
 
 def evaluate_once(settings: Settings, split: str) -> str:

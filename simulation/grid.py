@@ -8,7 +8,7 @@ state changes, and a message past its time to live is not delivered.
 import secrets
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
 
@@ -34,6 +34,9 @@ _LEAST_RUN_ID = 1 << 62
 _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
 
+Announce = Callable[[Message, Iterable[Message]], None]
+
+
 class InProcessGrid(Grid):
     """Runs a ClientApp in this process, one message at a time, when its reply is pulled.
 
@@ -45,6 +48,7 @@ class InProcessGrid(Grid):
         run_config: What `Context.run_config` holds in the ClientApp.
         node_configs: One node each; what `Context.node_config` holds there.
         run_id: Flower's id of the run; None draws one, so that no two runs share it.
+        announce: Told of each message before it is delivered, and of those that wait behind it.
     """
 
     def __init__(
@@ -53,8 +57,10 @@ class InProcessGrid(Grid):
         run_config: UserConfig,
         node_configs: Sequence[UserConfig] = ({},),
         run_id: int | None = None,
+        announce: Announce | None = None,
     ) -> None:
         self._client_app = client_app
+        self._announce = announce
         run = Run.create_empty(_LEAST_RUN_ID + secrets.randbits(62) if run_id is None else run_id)
         self._contexts = {
             _FIRST_NODE_ID + index: Context(
@@ -153,6 +159,8 @@ class InProcessGrid(Grid):
         context = Context(
             kept.run_id, node_id, dict(kept.node_config), _clone(kept.state), dict(kept.run_config)
         )
+        if self._announce is not None:
+            self._announce(message, self._pending.values())
         try:
             reply = self._client_app(_with_own_metadata(message), context)
             if not isinstance(reply, Message):

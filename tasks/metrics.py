@@ -33,15 +33,60 @@ class Metric:
     finalize: Callable[[Sequence[float]], float] = ratio
 
 
-def _accuracy(outputs: Tensor, batch: Batch) -> tuple[Tensor, float]:
-    correct = outputs.argmax(dim=-1) == batch.targets
-    if batch.mask is not None:
-        correct = correct & batch.mask
-    return correct.sum(), float(batch.num_targets)
+class MeanMetric(Metric):
+    """The mean over the targets that count of a value that each target has.
+
+    A metric of this kind can be counted for many clients in one go, with the clients in front.
+
+    Args:
+        values: (model outputs (..., classes), batch) -> one value for each target, in the targets' shape.
+    """
+
+    values: Callable[[Tensor, Batch], Tensor]
+
+    def __init__(self, values: Callable[[Tensor, Batch], Tensor]) -> None:
+        super().__init__(self._sums)
+        object.__setattr__(self, "values", values)
+
+    def _sums(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        values = self.values(outputs, batch)
+        if batch.mask is not None:
+            values = values * batch.mask
+        return values.sum(), float(batch.num_targets)
 
 
-ACCURACY = Metric(_accuracy)
+@dataclass(frozen=True)
+class MeanLoss:
+    """The mean over the targets that count of a loss that each target has; as `MeanMetric`, for `Task.loss`.
+
+    Attributes:
+        losses: (model outputs (..., classes), batch) -> one loss for each target, in the targets' shape.
+    """
+
+    losses: Callable[[Tensor, Batch], Tensor]
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean, a scalar."""
+        losses = self.losses(outputs, batch)
+        return losses.mean() if batch.mask is None else losses[batch.mask].mean()
+
+
+def _correct(outputs: Tensor, batch: Batch) -> Tensor:
+    return outputs.argmax(dim=-1) == batch.targets
+
+
+def _cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
+    losses = torch.nn.functional.cross_entropy(
+        outputs.reshape(-1, outputs.shape[-1]), batch.targets.reshape(-1), reduction="none"
+    )
+    return losses.view(batch.targets.shape)
+
+
+ACCURACY = MeanMetric(_correct)
 """Share of targets whose most probable class is right (Keras's SparseCategoricalAccuracy)."""
+
+classification_loss = MeanLoss(_cross_entropy)
+"""Mean cross-entropy of logits (..., classes) over the targets (...) that count."""
 
 
 class MetricSums:
@@ -92,15 +137,3 @@ def finalize(
     values |= {name: float(metric.finalize(sums[name])) for name, metric in metrics.items()}
     counts = {name: int(sums[name][0]) for name in ("num_examples", "num_batches")}
     return {**values, **counts}
-
-
-def classification_loss(outputs: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of logits (..., classes) over the targets (...) that count."""
-    losses = torch.nn.functional.cross_entropy(
-        outputs.reshape(-1, outputs.shape[-1]),
-        batch.targets.reshape(-1),
-        reduction="mean" if batch.mask is None else "none",
-    )
-    if batch.mask is None:
-        return losses
-    return losses[batch.mask.reshape(-1)].mean()

@@ -69,18 +69,18 @@ class Stream:
 
     def batches(self, prepared: Prepared, rng: np.random.Generator) -> Iterator[Batch]:
         """The batches; drawing from `rng` only when shuffling."""
-        order = np.tile(np.arange(len(prepared)), self.local_epochs)
+        for chosen in self.chosen(len(prepared), rng):
+            yield self._gather(prepared, torch.from_numpy(chosen))
+
+    def chosen(self, examples: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+        """Which of a client's examples are in each batch."""
+        order = np.tile(np.arange(examples), self.local_epochs)
         if self.shuffle_buffer:
             order = shuffle(order, self.shuffle_buffer, rng)
-        whole = len(order) // self.batch_size
-        count = whole if self.drop_remainder else -(-len(order) // self.batch_size)
-        if self.max_batches:
-            count = min(count, self.max_batches)
-        for index in range(count):
-            chosen = torch.from_numpy(
-                order[index * self.batch_size : (index + 1) * self.batch_size]
-            )
-            yield self._gather(prepared, chosen)
+        size = self.batch_size
+        count = len(order) // size if self.drop_remainder else -(-len(order) // size)
+        count = min(count, self.max_batches or count)
+        return [order[index * size : (index + 1) * size] for index in range(count)]
 
     def _gather(self, prepared: Prepared, chosen: Tensor) -> Batch:
         inputs, targets = prepared.inputs[chosen], prepared.targets[chosen]
@@ -101,12 +101,17 @@ def shuffle(
     """`tf.data.Dataset.shuffle`: emit a random element of a buffer that the stream keeps refilling."""
     if buffer_size >= len(order):
         return rng.permutation(order)
-    buffer = order[:buffer_size].copy()
-    shuffled = np.empty_like(order)
     drawn = rng.integers(buffer_size, size=len(order) - buffer_size)
-    for position, (slot, incoming) in enumerate(zip(drawn, order[buffer_size:], strict=True)):
-        shuffled[position] = buffer[slot]
-        buffer[slot] = incoming
+    # A slot gives what was put into it when it was drawn before, or else what it held at the start.
+    turns = np.argsort(drawn, kind="stable")
+    slots = drawn[turns]
+    source = slots.copy()
+    again = slots[1:] == slots[:-1]
+    source[1:][again] = buffer_size + turns[:-1][again]
+    shuffled = np.empty_like(order)
+    shuffled[turns] = order[source]
+    buffer = order[:buffer_size].copy()
+    buffer[drawn] = order[buffer_size:]  # where a slot was drawn twice, the later one stays
     shuffled[len(drawn) :] = rng.permutation(buffer)
     return shuffled
 

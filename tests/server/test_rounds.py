@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.app import announce, evaluate_model, train
+from client.app import announce, evaluate_model, lookahead, train
 from client.app import app as client_app
 from server.rounds import Federation
 from settings.errors import InputError
@@ -108,7 +108,8 @@ def test_a_run_that_flower_starts_again_goes_on_by_itself(
     settings = Settings(**values, logdir=str(folder), save=str(folder / "model.safetensors"))
 
     def start(run_id: int, app: ClientApp = client_app) -> None:
-        Federation(settings, InProcessGrid(app, settings.to_config(), run_id=run_id)).run()
+        config, announce = settings.to_config(), lookahead.announce
+        Federation(settings, InProcessGrid(app, config, run_id=run_id, announce=announce)).run()
 
     with pytest.raises(KeyboardInterrupt):
         start(7, dying(server_round=3))

@@ -1,0 +1,269 @@
+"""Training many clients at once: the arithmetic of `client.update`, every step for all of them.
+
+Small models spend their time on starting operations, not on arithmetic. Here each operation works on the
+stacked weights of many clients. Clients with fewer batches leave the stack when they are done; a short last
+batch is filled up with rows that weigh nothing.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Message
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from client.data import size_of
+from client.stacked import Stacked, stacked
+from settings.spec import parse_spec
+from tasks.metrics import MeanLoss, MeanMetric, Sums
+from tasks.stream import Batch, Prepared
+from tasks.task import Task
+from weights.named import NamedArrays, trainable_names
+from weights.optimizers import OPTIMIZERS, make_optimizer
+
+MOST_PARAMETERS = 2**18
+"""Models with more spend their time on arithmetic, and gain nothing."""
+
+MOST_BYTES = 64 * 2**20
+"""Of a group: enough that starting an operation costs little, and little beside a process that has torch."""
+
+_ROW = 256
+"""Bytes for each row of each batch: index, mask, share, and outputs of a few dozen classes."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client's examples, and which of them are in each of its batches."""
+
+    prepared: Prepared
+    chosen: Sequence[npt.NDArray[np.int64]]
+
+
+def can_join(task: Task, model: nn.Module, client_optimizer: str) -> bool:
+    """Whether clients of a task can be trained at once, with the result of one-by-one training.
+
+    The loss and the metrics must be means over targets, the optimizer elementwise, the model a chain of
+    layers that `client.stacked` knows, and small.
+    """
+    return (
+        isinstance(task.loss, MeanLoss)
+        and all(isinstance(metric, MeanMetric) for metric in task.metrics.values())
+        and parse_spec(client_optimizer).name in OPTIMIZERS
+        and sum(parameter.numel() for parameter in model.parameters()) <= MOST_PARAMETERS
+        and stacked(model) is not None
+    )
+
+
+def join(
+    first: Message, peers: Iterable[Message], read: Callable[[Message], Client], parameters: int
+) -> dict[str, Client]:
+    """Who is trained together with the client of a message: that one, then peers as they come.
+
+    A client whose data cannot be read, or are not like the first one's, is left to be trained alone, and to
+    fail alone.
+
+    Args:
+        first: The message that is being answered.
+        peers: Messages to other clients.
+        read: A message's client.
+        parameters: Of the model; they and the examples bound the group.
+
+    Returns:
+        By message id; empty if the first client cannot be trained with others.
+    """
+    group: dict[str, Client] = {}
+    kinds: set[object] = set()
+    fixed = steps = 0
+    for message in chain((first,), peers):
+        client = _read(message, read)
+        kind = client and _kind(client)
+        if client is None or kind is None or (group and kind not in kinds):
+            if not group:
+                break
+            continue
+        # Examples kept and joined; weights, gradients, two slots and updates; what each batch takes.
+        fixed += 2 * size_of(client.prepared) + 5 * 4 * parameters
+        steps = max(steps, len(client.chosen))
+        rows = len(client.chosen[0]) if client.chosen else 0
+        if group and fixed + (len(group) + 1) * steps * rows * _ROW > MOST_BYTES:
+            break
+        kinds.add(kind)
+        group[message.metadata.message_id] = client
+    return group
+
+
+def _read(message: Message, read: Callable[[Message], Client]) -> Client | None:
+    try:
+        return read(message)
+    except TimeoutError:  # the first message's own
+        raise
+    except Exception:
+        return None
+
+
+def _kind(client: Client) -> object:
+    """What clients of one group have in common; None for one that must be trained alone."""
+    examples = client.prepared
+    if examples.mask is not None or examples.targets.ndim != 1:
+        return None
+    return examples.inputs.shape[1:], examples.inputs.dtype, examples.targets.dtype
+
+
+def update_together(
+    task: Task,
+    model: nn.Module,
+    initial: NamedArrays,
+    clients: Sequence[Client],
+    client_optimizer: str,
+) -> list[tuple[NamedArrays, Sums]]:
+    """What `client.update.local_update` returns, for each of the clients, to rounding.
+
+    Args:
+        task: See `can_join`.
+        model: Says what the layers are; its weights are neither read nor written.
+        initial: The broadcast weights, all state names.
+        clients: Their examples are of one shape and one dtype, and have one target each and no mask.
+        client_optimizer: A spec; see `can_join`.
+    """
+    # Longest first, so that those that are done leave from the end.
+    order = sorted(range(len(clients)), key=lambda index: -len(clients[index].chosen))
+    order = [index for index in order if clients[index].chosen]
+    results: list[tuple[NamedArrays, Sums]] = [({}, {}) for _ in clients]
+    if not order:
+        return results
+    schedule = _Schedule([clients[index] for index in order])
+    training = _Training(task, model, initial, len(order), client_optimizer)
+    counted = training.run(schedule)
+    updates = training.updates(initial)
+    for place, index in enumerate(order):
+        update = {name: array[place] for name, array in updates.items()}
+        results[index] = update, {name: values[place] for name, values in counted.items()}
+    return results
+
+
+class _Schedule:
+    """All batches of all clients: rows of the joined examples, (steps, clients, batch)."""
+
+    def __init__(self, clients: Sequence[Client]) -> None:
+        self._inputs = torch.cat([client.prepared.inputs for client in clients])
+        targets = torch.cat([client.prepared.targets for client in clients])
+        self.batches = [len(client.chosen) for client in clients]
+        size = max(len(client.chosen[0]) for client in clients)
+        rows = np.zeros((len(clients), self.batches[0], size), np.int64)
+        mask = np.zeros(rows.shape, np.bool_)
+        first = 0
+        for place, client in enumerate(clients):
+            last = len(client.chosen) - 1
+            flat = np.concatenate(client.chosen) + first
+            # Rows of the batch's own fill it up: they are finite where the batch is.
+            rows[place, last] = client.chosen[last][0] + first
+            if last:
+                rows[place, :last] = flat[: last * size].reshape(last, -1)
+            rows[place, last, : len(client.chosen[last])] = flat[last * size :]
+            mask[place, :last] = True
+            mask[place, last, : len(client.chosen[last])] = True
+            first += len(client.prepared)
+        self._rows = torch.from_numpy(np.ascontiguousarray(rows.swapaxes(0, 1)))
+        self.mask = torch.from_numpy(np.ascontiguousarray(mask.swapaxes(0, 1)))
+        self.targets = targets[self._rows]
+        # One memory for all steps' inputs: fresh pages would cost more than the copy.
+        self._memory = self._inputs.new_empty(len(clients) * size, *self._inputs.shape[1:])
+        self.shares = self.mask / self.mask.sum(-1, keepdim=True).clamp(min=1)
+
+    def active(self, step: int) -> int:
+        """Clients that have a batch in this step: the first so many."""
+        return sum(count > step for count in self.batches)
+
+    def batch(self, step: int, active: int) -> Batch:
+        """The step's batches, (clients, batch, ...); the inputs hold until the next step."""
+        rows = self._rows[step, :active]
+        inputs = self._memory[: rows.numel()]
+        torch.index_select(self._inputs, 0, rows.reshape(-1), out=inputs)
+        shaped = inputs.view(*rows.shape, *inputs.shape[1:])
+        return Batch(shaped, self.targets[step, :active], self.mask[step, :active])
+
+
+class _Training:
+    """Stacked weights and their optimizer."""
+
+    def __init__(
+        self, task: Task, model: nn.Module, initial: NamedArrays, clients: int, optimizer: str
+    ) -> None:
+        self._loss = cast(MeanLoss, task.loss)
+        self._metrics = cast(Mapping[str, MeanMetric], task.metrics)
+        self._layers = cast(Stacked, stacked(model))
+        shared = {name: torch.from_numpy(array)[None] for name, array in initial.items()}
+        self._trained = {
+            name: shared[name].repeat(clients, *[1] * (shared[name].ndim - 1))
+            for name in trainable_names(model)
+        }
+        self._frozen = {name: array for name, array in shared.items() if name not in self._trained}
+        self._leaves = [weight.detach().requires_grad_() for weight in self._trained.values()]
+        self._optimizer = make_optimizer(optimizer, self._leaves, "client optimizer")
+
+    def run(self, schedule: _Schedule) -> dict[str, list[list[float]]]:
+        """Train to the end; the metric sums, by name and client."""
+        outputs: list[Tensor] = []
+        active = schedule.mask.shape[1]
+        weights = self._weights(active)
+        for step in range(schedule.mask.shape[0]):
+            if schedule.active(step) < active:
+                active = schedule.active(step)
+                self._leaves = _narrow(self._optimizer, active)
+                weights = self._weights(active)
+            batch = schedule.batch(step, active)
+            scores = self._layers(batch.inputs, weights)
+            losses = self._loss.losses(scores, batch)
+            # The gradient of the clients' mean losses, added up: a client's weights have a part in its own alone.
+            gradients = torch.autograd.grad(losses, self._leaves, schedule.shares[step, :active])
+            for leaf, gradient in zip(self._leaves, gradients, strict=True):
+                leaf.grad = gradient
+            self._optimizer.step()
+            outputs.append(scores.detach())
+        return self._sums(outputs, schedule)
+
+    def _weights(self, active: int) -> dict[str, Tensor]:
+        """What the first so many clients' models are made of, by state name."""
+        frozen = {name: w.expand(active, *w.shape[1:]) for name, w in self._frozen.items()}
+        return dict(zip(self._trained, self._leaves, strict=True)) | frozen
+
+    def _sums(self, outputs: list[Tensor], schedule: _Schedule) -> dict[str, list[list[float]]]:
+        """The metric sums over all steps, by name and client."""
+        shape = schedule.mask.shape
+        everything = outputs[0].new_zeros(*shape, outputs[0].shape[-1])
+        for step, scores in enumerate(outputs):
+            everything[step, : len(scores)] = scores
+        batch = Batch(everything, schedule.targets, schedule.mask)
+        examples = schedule.mask.sum((0, 2), dtype=torch.float64)
+        values = {"loss": self._loss.losses(everything, batch)}
+        values |= {name: metric.values(everything, batch) for name, metric in self._metrics.items()}
+        sums = {}
+        for name, value in values.items():
+            total = value.where(schedule.mask, 0).sum((0, 2), dtype=torch.float64)
+            sums[name] = torch.stack([total, examples], 1).tolist()
+        sums["num_examples"] = examples[:, None].tolist()
+        sums["num_batches"] = [[float(count)] for count in schedule.batches]
+        return sums
+
+    def updates(self, initial: NamedArrays) -> NamedArrays:
+        """(initial - trained) by name, (clients, ...) each."""
+        return {name: initial[name] - weight.numpy() for name, weight in self._trained.items()}
+
+
+def _narrow(optimizer: Optimizer, active: int) -> list[Tensor]:
+    """Let an optimizer go on with the first so many clients: new leaves in the old ones' memory."""
+    [group] = optimizer.param_groups
+    leaves = [leaf.detach()[:active].requires_grad_() for leaf in group["params"]]
+    for before, after in zip(group["params"], leaves, strict=True):
+        slots = optimizer.state.pop(before, {})
+        optimizer.state[after] = {
+            key: slot[:active] if isinstance(slot, Tensor) and slot.shape == before.shape else slot
+            for key, slot in slots.items()
+        }
+    group["params"] = leaves
+    return leaves

@@ -1,0 +1,64 @@
+"""Messages that a grid in this process will deliver next, so that clients can be trained together."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from flwr.app import ConfigRecord, Message
+
+from tasks.metrics import Sums
+from weights.named import NamedArrays
+
+Result = tuple[NamedArrays, Sums]
+
+
+class Lookahead:
+    """Who else is about to be trained, and what is known of them already.
+
+    Nothing is ever announced where Flower delivers messages one by one: then every client trains alone.
+    """
+
+    def __init__(self) -> None:
+        self._current = ""
+        self._asked: object = None
+        self._upcoming: Iterable[Message] = ()
+        self._done: dict[str, Result] = {}
+
+    def announce(self, message: Message, upcoming: Iterable[Message]) -> None:
+        """Say which messages come after the one that is delivered next; read only while that is handled."""
+        if message.metadata.message_id not in self._done:
+            self._current = message.metadata.message_id
+            self._asked = _what(message)  # before a mod changes it
+            self._upcoming = upcoming
+
+    def take(self, message: Message) -> Result | None:
+        """The result of a message that was answered together with an earlier one."""
+        return self._done.pop(message.metadata.message_id, None)
+
+    def keep(self, results: Mapping[str, Result]) -> None:
+        """Results by message id, in place of those that nobody asked for."""
+        self._done = dict(results)
+
+    def peers(self, message: Message) -> Iterator[Message]:
+        """Messages that ask for what the current one asks, of the same node and for another client."""
+        if message.metadata.message_id != self._current:
+            return iter(())
+        return (
+            other for other in self._upcoming if other.has_content() and _what(other) == self._asked
+        )
+
+
+def _what(message: Message) -> object:
+    """All that is asked except of whom: the same arrays are the same bytes object."""
+    config = dict(message.content.config_records.get("config", {}))
+    config.pop("client-id", None)
+    asked = message.content.config_records.get("compression", ConfigRecord())
+    codecs = asked.get("broadcast-codecs")
+    metadata = message.metadata
+    return metadata.message_type, metadata.dst_node_id, config, codecs, _bytes(message)
+
+
+def _bytes(message: Message) -> list[int]:
+    return [
+        id(array.data)
+        for record in message.content.array_records.values()
+        for array in record.values()
+    ]

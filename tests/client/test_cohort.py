@@ -1,0 +1,186 @@
+"""Many clients trained at once against the same clients trained one by one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.cohort import Client, can_join, update_together
+from client.update import local_update
+from tasks.catalogue import load_task
+from tasks.metrics import MeanMetric, Metric
+from tasks.stream import Batch, Prepared, Stream
+from weights.keras import build_model
+from weights.layers import Activate
+from weights.named import arrays_of
+
+SIZES = (23, 0, 7, 1, 40, 8, 16)
+
+
+def layer(class_name: str, **config: Any) -> dict[str, Any]:
+    return {"class_name": class_name, "config": {"name": class_name.lower(), **config}}
+
+
+def keras() -> nn.Module:
+    """Pooling, a frozen layer, a layer without bias, activations."""
+    layers = [
+        layer("InputLayer", batch_input_shape=[None, 8, 8, 1]),
+        layer("MaxPooling2D", pool_size=[2, 2]),
+        layer("Flatten"),
+        layer("Dense", units=7, activation="tanh", use_bias=False),
+        {
+            "class_name": "Dense",
+            "config": {"name": "fixed", "units": 6, "activation": "relu", "trainable": False},
+        },
+        {"class_name": "Dense", "config": {"name": "out", "units": 4, "activation": "linear"}},
+    ]
+    model: nn.Module = build_model(
+        {"class_name": "Sequential", "config": {"name": "m", "layers": layers}}
+    )
+    return model
+
+
+def mlp() -> nn.Module:
+    hidden = nn.Sequential(nn.Linear(64, 9), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), hidden, nn.Linear(9, 4), nn.Tanh())
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
+TASK = replace(load_task("emnist_lr"), batch_size=8)
+
+
+def examples(size: int) -> Prepared:
+    generator = torch.Generator().manual_seed(size)
+    inputs = torch.randn(size, 8, 8, 1, generator=generator)
+    return Prepared(inputs, torch.randint(4, (size,), generator=generator))
+
+
+@pytest.mark.parametrize("make", [linear, mlp, keras])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "sgd:lr=0.1",
+        "sgd:lr=0.1,momentum=0.9,nesterov=true",
+        "adam:lr=0.01",
+        "adagrad:lr=0.1",
+        "yogi:lr=0.01",
+        "rmsprop:lr=0.01",
+    ],
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"drop_remainder": True}, {"max_batches": 3, "shuffle_buffer": 0}], ids=str
+)
+def test_together_is_as_one_by_one(
+    make: Callable[[], nn.Module], optimizer: str, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(3)
+    model = make()
+    initial = {name: array.copy() for name, array in arrays_of(model).items()}
+    stream = Stream(**{"batch_size": 8, "local_epochs": 3, "shuffle_buffer": 20} | options)
+    prepared = [examples(size) for size in SIZES]
+    assert can_join(TASK, model, optimizer)
+    clients = [
+        Client(data, stream.chosen(len(data), np.random.default_rng(index)))
+        for index, data in enumerate(prepared)
+    ]
+    together = update_together(TASK, model, initial, clients, optimizer)
+    for index, (data, (update, sums)) in enumerate(zip(prepared, together, strict=True)):
+        batches = stream.batches(data, np.random.default_rng(index))
+        alone, alone_sums = local_update(TASK, model, initial, batches, optimizer)
+        assert list(update) == list(alone)
+        assert list(sums) == list(alone_sums)
+        for name, array in alone.items():
+            np.testing.assert_allclose(update[name], array, rtol=1e-5, atol=1e-5)
+            assert update[name].dtype == array.dtype
+        for name, values in alone_sums.items():
+            np.testing.assert_allclose(sums[name], values, rtol=1e-5)
+    assert together[1] == ({}, {})
+
+
+class Scaled(nn.Linear):
+    """A user's own: that it is also a Linear says nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def dropout() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4))
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
+
+
+def own() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), Scaled(64, 4))
+
+
+def hooked() -> nn.Module:
+    model = linear()
+    model.get_submodule("1").register_forward_hook(lambda layer, inputs, outputs: 2 * outputs)
+    return model
+
+
+def shared() -> nn.Module:
+    same = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), same, same)
+
+
+def large() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5000))
+
+
+def over_rows() -> nn.Module:
+    return nn.Sequential(nn.Flatten(0), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("make", [dropout, normalised, own, hooked, shared, large, over_rows])
+def test_other_models_are_trained_one_by_one(make: Callable[[], nn.Module]) -> None:
+    assert not can_join(TASK, make(), "sgd:lr=0.1")
+
+
+def test_networks_of_tasks() -> None:
+    for name, joins in (("emnist_lr", True), ("emnist_cnn", False), ("shakespeare", False)):
+        task = load_task(name)
+        if name != "shakespeare":
+            assert can_join(task, task.model(), task.client_optimizer) is joins
+
+
+def test_other_losses_metrics_and_optimizers_are_trained_one_by_one() -> None:
+    def loss(outputs: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch.targets)
+
+    model = linear()
+    assert can_join(TASK, model, "sgd:lr=0.1")
+    assert not can_join(replace(TASK, loss=loss), model, "sgd:lr=0.1")
+    own_metric = Metric(lambda outputs, batch: (outputs.sum(), 1.0))
+    assert not can_join(replace(TASK, metrics={"own": own_metric}), model, "sgd:lr=0.1")
+    assert can_join(
+        replace(TASK, metrics={"own": MeanMetric(lambda o, b: o.sum(-1))}), model, "sgd:lr=0.1"
+    )
+    # Not elementwise, as Adafactor and Muon.
+    assert not can_join(TASK, model, "torch.Adafactor")
+
+
+def test_an_activation_over_classes_stays_with_its_row() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Activate(lambda x: torch.softmax(x, -1)))
+    clients = [Client(examples(9), [np.arange(9)]), Client(examples(5), [np.arange(5)])]
+    initial = arrays_of(model)
+    for client, (update, _) in zip(
+        clients, update_together(TASK, model, initial, clients, "sgd:lr=1.0"), strict=True
+    ):
+        batch = Batch(client.prepared.inputs, client.prepared.targets)
+        copied = {name: array.copy() for name, array in initial.items()}
+        alone, _ = local_update(TASK, model, copied, [batch], "sgd:lr=1.0")
+        for name, array in alone.items():
+            np.testing.assert_allclose(update[name], array, atol=1e-6)
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(torch.from_numpy(copied[name]))
