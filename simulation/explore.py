@@ -83,8 +83,7 @@ def _drawn(population: Population, clients: str, seed: int) -> Iterable[str]:
         return ids
     if not clients.isdecimal() or int(clients) < 1:
         raise InputError(f"--clients must be a number of clients or all, not {clients!r}")
-    number = min(int(clients), len(ids))
-    drawn = np.random.default_rng(seed).choice(len(ids), number, replace=False)
+    drawn = np.random.default_rng(seed).permutation(len(ids))[: int(clients)]
     return [ids[index] for index in drawn]
 
 
@@ -117,7 +116,9 @@ def _figures(task: Task, population: Population, survey: Survey) -> Iterator[tup
         yield "labels", pictures.labels_figure(survey)
     if survey.kind == "images":
         looked_at = [_images(task, population, client_id) for client_id in survey.chosen[:5]]
-        yield "examples", pictures.examples_figure(survey, *looked_at[0])
+        looked_at = [client for client in looked_at if len(client[1])]
+        if looked_at:
+            yield "examples", pictures.examples_figure(survey, *looked_at[0])
         labelled = [client for client in looked_at if client[2] is not None]
         if labelled:
             yield "means", pictures.means_figure(survey, labelled)

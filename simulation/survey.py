@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,9 +87,9 @@ def take_survey(
     kind: Kind = "other"
     for client_id in client_ids:
         examples = population.examples(client_id)
-        if not rows:
-            task.prepared(client_id, examples)
         kind = kind_of(examples)
+        if kind == "text" and not rows:
+            task.prepared(client_id, examples)
         counts = _characters(examples) if kind == "text" else _labels(task, client_id, examples)
         rows[client_id] = (len(next(iter(examples.values()), ())), counts)
     values = sorted({value for _, counts in rows.values() for value in counts})
@@ -109,8 +109,7 @@ def take_survey(
     )
     if not survey.examples.any():
         raise InputError(f"{title}: no client has an example")
-    chosen = [*named] or _choose(survey, seed)
-    return Survey(**(vars(survey) | {"chosen": chosen}))
+    return replace(survey, chosen=[*named] or _choose(survey, seed))
 
 
 def kind_of(examples: Examples) -> Kind:
@@ -147,9 +146,8 @@ def labels_of(task: Task, client_id: str, examples: Examples) -> Ints | None:
         InputError: Data that do not fit the task.
     """
     targets = task.prepared(client_id, examples).targets.numpy()
-    if targets.dtype.kind == "f" and not np.array_equal(targets, np.round(targets)):
-        return None
-    return np.asarray(targets, dtype=np.int64)
+    whole = np.isfinite(targets).all() and np.array_equal(targets, np.round(targets))
+    return np.asarray(targets, dtype=np.int64) if whole else None
 
 
 def _labels(task: Task, client_id: str, examples: Examples) -> dict[int, int]:

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_labels_are_counted_client_by_client() -> None:
         (np.array([0.5, 1.0]), []),
         (np.arange(101), []),
         (np.array([np.nan]), []),
+        (np.array([np.inf, 1.0]), []),
     ],
 )
 def test_which_targets_are_labels(y: Any, values: list[int]) -> None:
@@ -183,6 +185,23 @@ def test_pictures_of_images(
 
     board = EventAccumulator(str(tmp_path)).Reload()
     assert set(board.Tags()["images"]) == {f"explore/{name}" for name in pictures(tmp_path)}
+
+
+def test_a_client_without_data_can_be_looked_at(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        with h5py.File(tmp_path / f"two_{split}.h5", "w") as file:
+            for client, number in (("a", 3), ("none", 0)):
+                file[f"examples/{client}/pixels"] = np.zeros((number, 28, 28), np.float32)
+                file[f"examples/{client}/label"] = np.zeros(number, np.int32)
+        with h5py.File(tmp_path / f"said_{split}.h5", "w") as file:
+            file["examples/a/snippets"] = np.array([b"so"], dtype=object)
+            strings = h5py.string_dtype()
+            file.create_dataset("examples/none/snippets", shape=(0,), dtype=strings)
+    for task, data in (("emnist_lr", "two"), ("shakespeare", "said")):
+        path, folder = str(tmp_path / f"{data}_train.h5"), str(tmp_path / data)
+        explore(Settings(task, path, client_ids="none", logdir=folder), "train", "all")
+    assert pictures(tmp_path / "two") == {"clients", "labels"}
+    assert pictures(tmp_path / "said") == {"clients", "characters"}
 
 
 def test_pictures_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
