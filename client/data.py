@@ -49,7 +49,8 @@ def prepared(task: str, data: str, split: Split, client_id: str, seed: int) -> P
     if (examples := _kept.get(key)) is not None:
         return examples
     before = torch.get_rng_state()
-    examples = load_task(task).prepare(population(task, data, split).examples(client_id))
+    raw = population(task, data, split).examples(client_id)
+    examples = load_task(task).prepared(client_id, raw)
     # What was drawn at random is drawn anew in every round.
     if torch.equal(before, torch.get_rng_state()):
         _kept.add(key, examples)
