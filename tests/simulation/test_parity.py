@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from torch import nn
 
 from settings.schema import Settings
@@ -219,9 +220,13 @@ def run_from_keras(folder: Path, **values: Any) -> dict[str, Any]:
     return result
 
 
-def test_dickens_learns_shakespeare(tff_data: Path, federate: Federate) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_dickens_learns_shakespeare(precision: str, tff_data: Path, federate: Federate) -> None:
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN cannot multiply in bfloat16 on this CPU: it would take minutes")
     reference = recorded("text_dickens_tff")
     ours, _ = federate(
+        precision=precision,
         task="shakespeare",
         data=str(tff_data / "shakespeare_train.h5"),
         client_ids=",".join(reference["clients"]),
