@@ -1,6 +1,7 @@
 """Against the real Keras 3 on its torch backend: every layer and option, in and out."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tasks.shakespeare import DICKENS
 from weights.keras import KerasModel, build_model, load_model, load_weights, save_model
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -230,3 +232,29 @@ def test_a_branch_is_an_error(tmp_path: Path) -> None:
         path = written(keras.Model(inputs, merged), tmp_path, suffix)
         with pytest.raises(ValueError, match=r"layer 'add.*' has 2 inputs"):
             load_model(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_built_in_keras_take_weights_from_a_keras_2_file(tmp_path: Path) -> None:
+    """Keras 3 refuses Keras 2's GRU as it stands (an option `time_major`): ours and the original alike."""
+    template, tuned = DICKENS, tmp_path / "tuned.h5"
+    trained = load_model(template)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.01)
+    save_model(trained, template, tuned)
+    again = load_model(tuned)
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in trained.state_dict().items())
+    with pytest.raises(ValueError, match="time_major"):
+        keras.models.load_model(shutil.copy(template, tmp_path / "original.h5"))
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(8, None)),
+            layers.Embedding(86, 256),
+            layers.GRU(1024, return_sequences=True, stateful=True, reset_after=False),
+            layers.Dense(86),
+        ]
+    )
+    model.load_weights(tuned)
+    x = np.random.default_rng(1).integers(0, 86, (8, 10))
+    close(ours(trained, x), theirs(model, x))
