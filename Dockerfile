@@ -35,6 +35,9 @@ COPY deploy deploy
 # Installed besides, for the checkpoint in weights/: Flower's bundle of the app carries text files only.
 RUN pip install --no-deps --no-build-isolation .
 
+# Flower refuses to bundle an app where a pattern of fab-exclude matches nothing; these folders stay outside.
+RUN mkdir tests benchmarks docs && touch tests/none.py benchmarks/none.py docs/none.py
+
 # The user is made last, so that another FEDFERRY_UID (who owns mounted folders and keys) rebuilds nothing else.
 ARG UID=1000
 RUN useradd --create-home --uid "$UID" fedferry \

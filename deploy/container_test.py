@@ -98,6 +98,11 @@ def messages(service: str) -> int:
     return compose("logs", service).count("Receiving: train message")
 
 
+def verdicts() -> list[str]:
+    """The verdict on the run, once it is there."""
+    return VERDICT.findall(compose("logs", "run"))
+
+
 def trains(service: str) -> bool:
     """Whether an executor runs an app at this moment."""
     look = "cat /proc/[0-9]*/comm"
@@ -112,8 +117,10 @@ def in_short(comm: Comm) -> str:
 
 def check_start() -> None:
     """Round 1, over TLS, with everybody."""
-    said = compose("up", "-d", "--build", timeout=1800)
-    until("the run starts", lambda: messages("supernode-1"), timeout=900) or failed("up", said)
+    compose("up", "-d", "--build", timeout=1800)
+    until("the run starts", lambda: messages("supernode-1") or verdicts(), timeout=900)
+    if verdicts():
+        failed("the run starts", verdicts()[-1])
     comm = round_of(1)
     if (comm["asked"], comm["answered"]) != (3, 3):
         failed("three SuperNodes train over TLS", in_short(comm))
@@ -160,7 +167,7 @@ def check_killed(service: str, number: int) -> None:
 
 def check_end() -> None:
     """The run ends well, and so does every service."""
-    found = until("the run ends", lambda: VERDICT.findall(compose("logs", "run")), timeout=900)
+    found = until("the run ends", verdicts, timeout=900)
     if not found[-1].endswith("finished:completed"):
         failed("the run ends well", found[-1])
     passed("the run ends well", found[-1])

@@ -1,12 +1,15 @@
 """The compose files, the image's recipe and what runs in the containers, without containers."""
 
+import io
 import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.cli.build import build_fab_from_disk
 from flwr.cli.supernode.register import try_load_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
@@ -119,6 +123,23 @@ def test_the_image_is_non_root_silent_and_complete() -> None:
     for package in [*packages, "deploy"]:
         assert f"COPY {package} {package}" in recipe
         assert f"!{package}" in ignored
+
+
+def test_flower_bundles_what_is_in_the_image(tmp_path: Path) -> None:
+    recipe = (ROOT / "Dockerfile").read_text()
+    for *sources, target in re.findall(r"^COPY (\S+) (\S+)$", recipe, re.M):
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / target)
+            else:
+                shutil.copy(ROOT / source, tmp_path / target)
+    (stand_ins,) = re.findall(r"^RUN (mkdir tests .*)$", recipe, re.M)
+    subprocess.run(stand_ins, shell=True, check=True, cwd=tmp_path)
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path))) as bundle:
+        files = set(bundle.namelist())
+    assert "client/app.py" in files
+    assert "server/app.py" in files
+    assert not [name for name in files if name.startswith(("tests", "deploy", "docs"))]
 
 
 @pytest.fixture(scope="module")
