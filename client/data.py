@@ -45,7 +45,11 @@ def population(task: str, data: str, split: Split) -> Population:
 def prepared(task: str, data: str, split: Split, client_id: str, seed: int) -> Prepared:
     """One client's examples, ready for the model; torch is seeded, for a task that draws while it prepares."""
     key = (task, data, split, client_id)
-    torch.manual_seed(seed)
+    # Not torch.manual_seed: without a GPU in use it formats a stack trace for each kind, a millisecond or two,
+    # and keeps it for ever.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     if (examples := _kept.get(key)) is not None:
         return examples
     before = torch.get_rng_state()
