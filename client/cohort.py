@@ -220,7 +220,9 @@ class _Training:
             scores = self._layers(batch.inputs, weights)
             losses = self._loss.losses(scores, batch)
             # The gradient of the clients' mean losses, added up: a client's weights have a part in its own alone.
-            gradients = torch.autograd.grad(losses, self._leaves, schedule.shares[step, :active])
+            # (As a sum, not by grad_outputs: for those torch imports sympy, a second.)
+            mean = (losses * schedule.shares[step, :active]).sum()
+            gradients = torch.autograd.grad(mean, self._leaves)
             for leaf, gradient in zip(self._leaves, gradients, strict=True):
                 leaf.grad = gradient
             self._optimizer.step()

@@ -172,17 +172,47 @@ class RMSprop(_TffOptimizer):
         weight.addcdiv_(gradient, s.sqrt().add_(group["epsilon"]), value=-group["lr"])
 
 
-def sgd(
-    parameters: Iterable[Tensor], lr: float, momentum: float = 0.0, nesterov: bool = False
-) -> Optimizer:
-    """`tff.learning.optimizers.build_sgdm`; torch's SGD agrees with it."""
-    if momentum > 1:
-        raise ValueError(f"momentum must be at most 1, but is {momentum}")
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov)
+class SGD(_TffOptimizer):
+    """`tff.learning.optimizers.build_sgdm`: m <- momentum m + g; w <- w - lr m, or lr (g + momentum m) for Nesterov.
+
+    To the bit what `torch.optim.SGD` gives; that one imports torch's compiler for every step, see below.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.0, nesterov: bool = False
+    ) -> None:
+        if momentum > 1:
+            raise ValueError(f"momentum must be at most 1, but is {momentum}")
+        if nesterov and not momentum:
+            raise ValueError("nesterov needs a momentum")
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
+
+    def _update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if momentum := group["momentum"]:
+            buffer = _slot(state, "momentum_buffer", weight).mul_(momentum).add_(gradient)
+            gradient = gradient.add(buffer, alpha=momentum) if group["nesterov"] else buffer
+        weight.add_(gradient, alpha=-group["lr"])
+
+
+def _leave_the_compiler_alone() -> None:
+    """Keep `Optimizer`'s methods from importing torch._dynamo, half of a process's start, to be left alone by it.
+
+    Each is wrapped in a function that asks dynamo for a version of it which is not compiled, and keeps that
+    in `__dynamo_disable`. Nothing here is compiled: the version is the method itself.
+    """
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if method is not None:
+            vars(method).setdefault("__dynamo_disable", method)
+
+
+_leave_the_compiler_alone()
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": sgd,
+    "sgd": SGD,
     "adam": Adam,
     "adagrad": Adagrad,
     "yogi": Yogi,
