@@ -183,12 +183,12 @@ class Loopback:
 
     def wait(self, run_id: str, timeout: float) -> tuple[str, str]:
         """The verdict once the run has ended, or after `timeout` seconds."""
-        deadline, pause = time.monotonic() + timeout, 0.5
+        deadline, pause = time.monotonic() + timeout, 1.0
         while True:
+            time.sleep(pause)  # `flwr ls` costs more than a second of CPU
             said = self.verdict(run_id)
             if said[0].startswith("finished") or time.monotonic() > deadline:
                 return said
-            time.sleep(pause)  # `flwr ls` costs more than a second of CPU
             pause = min(2 * pause, 8.0)
 
     def follow(self, run_id: str, timeout: float) -> None:
