@@ -17,7 +17,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
-from weights.wire import claimed, pack, unpack
+from weights.wire import claimed, pack, records, unpack
 
 CONFIG = "compression"
 
@@ -48,13 +48,13 @@ def compress(message: Message, context: Context, call_next: ClientAppCallable) -
     if asked is None:
         return call_next(message, context)
     if "broadcast-codecs" in asked:
-        [(name, record)] = message.content.array_records.items()
+        [(name, record)] = records(message.content, ArrayRecord).items()
         codecs = _codecs(asked["broadcast-codecs"])
         message.content[name] = pack(decode_arrays(record, codecs, like=claimed(record)))
     reply = call_next(message, context)
     if reply.has_error():
         return reply
-    [(name, record)] = reply.content.array_records.items()
+    [(name, record)] = records(reply.content, ArrayRecord).items()
     update = unpack(record, like=claimed(record))
     if is_finite(update):
         update, said = zero_and_clip(update, asked)

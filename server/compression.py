@@ -22,7 +22,7 @@ from settings.schema import Settings
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
-from weights.wire import WireError, claimed, pack, payload_bytes, unpack
+from weights.wire import WireError, claimed, pack, payload_bytes, records, unpack
 
 CONFIG = "compression"
 """Name of the config record, in messages and in replies."""
@@ -111,7 +111,7 @@ class CompressedAggregation(Strategy):
             # A content of its own for each: a strategy may have put one into all messages.
             content = RecordDict({**message.content, CONFIG: own})
             if encoded is not None:
-                [name] = message.content.array_records
+                [name] = records(message.content, ArrayRecord)
                 content[name] = encoded
             message.content = content
         return messages
@@ -170,7 +170,7 @@ class CompressedAggregation(Strategy):
             try:
                 usable = self._decode(reply)
                 if self._norms:
-                    record = only(reply.content.config_records)
+                    record = only(reply.content, ConfigRecord)
                     said.append({key: bool(record.get(key)) for key in _SAID})
             except WireError as error:
                 yield Message(  # type: ignore[call-overload]
@@ -182,7 +182,7 @@ class CompressedAggregation(Strategy):
 
     def _decode(self, reply: Message) -> bool:
         """Decode a reply in place; False where the wrapped strategy should not see it."""
-        record = only(reply.content.array_records)
+        record = only(reply.content, ArrayRecord)
         takes_updates = isinstance(self._strategy, WeightedFedAvg)
         if not record:
             # A client without data: for us an update of zero with weight zero.
@@ -201,7 +201,7 @@ class CompressedAggregation(Strategy):
         self._allocation.observe(update, payload_bytes(record))
         if not takes_updates:
             update = {n: a - update[n] if n in update else a for n, a in self._model.items()}
-        [name] = reply.content.array_records
+        [name] = records(reply.content, ArrayRecord)
         reply.content[name] = pack(update)
         return True
 

@@ -5,13 +5,13 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 
-from weights.wire import payload_bytes
+from weights.wire import payload_bytes, records
 
 _ID = 64
 
@@ -54,17 +54,19 @@ def message_bytes(message: Message) -> int:
     """
     if message.has_error():
         return len(message.deflate())
-    content = message.content
-    total = sum(
-        _record_bytes(tuple((k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in record.items()))
-        for record in content.array_records.values()
-    )
-    total += sum(len(record.deflate()) for record in content.metric_records.values())
-    total += sum(len(record.deflate()) for record in content.config_records.values())
+    total = 0
+    for record in message.content.values():
+        if isinstance(record, ArrayRecord):
+            arrays = record.items()
+            total += _record_bytes(
+                tuple((k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in arrays)
+            )
+        else:
+            total += len(record.deflate())
     metadata = metadata_to_proto(message.metadata)
     metadata.message_id = ""
     body = ProtoMessage(metadata=metadata).ByteSize()
-    return total + _references("RecordDict", content) + _framed("Message", 1, body)
+    return total + _references("RecordDict", message.content) + _framed("Message", 1, body)
 
 
 Structure = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
@@ -107,4 +109,4 @@ def payload(message: Message) -> int:
     """Bytes of all arrays' data in a message; 0 for an error."""
     if message.has_error():
         return 0
-    return sum(payload_bytes(record) for record in message.content.array_records.values())
+    return sum(payload_bytes(record) for record in records(message.content, ArrayRecord).values())

@@ -2,25 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from flwr.app import MetricRecord, RecordDict
 
 from settings.errors import few
 from tasks.metrics import Metric, Sums, ratio
-from weights.wire import WireError
-
-Record = TypeVar("Record")
+from weights.wire import Record, WireError, records
 
 _MOST_SUMS = 64
 """Sums that a metric whose number of sums is not known yet may have."""
 
 
-def only(records: Mapping[str, Record]) -> Record:
+def only(content: RecordDict, kind: type[Record]) -> Record:
     """The one record of its kind that a reply must hold; WireError otherwise."""
-    if len(records) != 1:
-        raise WireError(f"the reply holds {len(records)} records of a kind, not one")
-    return next(iter(records.values()))
+    found = records(content, kind)
+    if len(found) != 1:
+        raise WireError(f"the reply holds {len(found)} records of a kind, not one")
+    return next(iter(found.values()))
 
 
 @dataclass
@@ -52,7 +50,7 @@ class Claims:
             WireError: Sums that are missing, unknown or no lists of numbers, or numbers of examples and
                 batches that cannot be.
         """
-        record = only(content.metric_records)
+        record = only(content, MetricRecord)
         if record.get("num-examples") == 0:
             return {}
         self._check_counts(record)

@@ -251,7 +251,7 @@ class WeightedFedAvg(Strategy):
                 if reply.metadata.src_node_id != node:
                     raise WireError(f"node {reply.metadata.src_node_id} answered in its place")
                 sums = claims.sums(reply.content)
-                update = unpack(only(reply.content.array_records), like=expected) if sums else {}
+                update = unpack(only(reply.content, ArrayRecord), like=expected) if sums else {}
             except WireError as error:
                 reason = f"node {node}: {shorten(str(error))}"
                 self.tally.fail(client_id, reason)

@@ -4,12 +4,12 @@ import functools
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array as FlowerArray
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from weights.named import Array, NamedArrays
 
@@ -18,6 +18,8 @@ from weights.named import Array, NamedArrays
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(b"0", np.uint8))
+
+Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 NUMPY_STYPE = "numpy.ndarray"
 
@@ -59,6 +61,15 @@ def claimed(record: ArrayRecord) -> NamedArrays:
         name: np.broadcast_to(np.zeros((), array.dtype), array.shape)
         for name, array in record.items()
     }
+
+
+def records(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """A message's records of one kind, by name.
+
+    `content.array_records` and its likes give the same, but refer to themselves: the arrays would stay in
+    memory, message after message, until the garbage collector comes by.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def payload_bytes(record: ArrayRecord) -> int:
