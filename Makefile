@@ -6,7 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run federation compose container-test tutorials docs test lint format clean
+.PHONY: run bench federation compose container-test tutorials docs test lint format clean
 
 STARS := HAMLET_HAMLET,OTHELLO_IAGO,MACBETH_MACBETH,KING_LEAR_KING_LEAR,HENRY_V_KING_HENRY_V,AS_YOU_LIKE_IT_ROSALIND
 
@@ -24,6 +24,14 @@ compose:  ## the same job in containers; COMPOSE=podman-compose for another engi
 
 container-test: .venv/installed  ## containers with TLS and authentication, and what happens when some are killed
 	COMPOSE="$(COMPOSE)" $(BIN)/python deploy/container_test.py
+
+DATA ?= $(FEDFERRY_DATA)/digits_by_writer_train.h5
+
+bench: .venv/installed  ## rounds against a bare PyTorch loop, and TFF where TFF_PYTHON has it; DATA: TFF's EMNIST layout
+	@mkdir -p runs
+	$(BIN)/python benchmarks/peers.py --data $(DATA) --json runs/bench-peers.json
+	$(BIN)/python benchmarks/overhead.py --json runs/bench-overhead.json
+	$(BIN)/python benchmarks/scale.py --json runs/bench-scale.json
 
 tutorials: .venv/tutorials  ## execute the notebooks of docs/tutorials, offline, into runs/tutorials
 	$(BIN)/python docs/tutorials/execute.py

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -43,6 +44,16 @@ class RoundRecord:
     seconds: float
     time: Metrics = field(default_factory=dict)
     unsaved: str = ""
+
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        """The record as a dict, made once: files hold all rounds, and are written in every one."""
+        return asdict(self)
+
+    @cached_property
+    def text(self) -> str:
+        """The record as JSON, in one line, made once."""
+        return json.dumps(_without_nan(self.plain), allow_nan=False)
 
 
 def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> dict[str, Any]:
@@ -111,7 +122,8 @@ class Recorder:
         self.board.flush()
         for path in (self._logdir / METRICS, Path(self.settings.json)):
             if path.name:
-                with replacing(path) as file:
+                # A resumed run writes it anew: nothing is lost with the machine.
+                with replacing(path, durable=False) as file:
                     file.write_text(self._json())
 
     def unsaved(self, record: RoundRecord) -> None:
@@ -132,10 +144,11 @@ class Recorder:
         self.write()
 
     def _json(self) -> str:
-        rounds = [asdict(record) for record in self.history]
-        settings = self.settings.to_config()
-        content = {"settings": settings, "before": self.before, "rounds": rounds}
-        return json.dumps(_without_nan(content), indent=1, allow_nan=False)
+        """Settings and initial evaluation in the first line, then a line for each round."""
+        content = {"settings": self.settings.to_config(), "before": _without_nan(self.before)}
+        head = json.dumps(content, allow_nan=False).removesuffix("}")
+        rounds = ",\n".join(record.text for record in self.history)
+        return f'{head}, "rounds": [\n{rounds}\n]}}\n'
 
 
 def _without_nan(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ class Federation:
             "architecture": architecture_of(self._model),
             "aggregator": self.aggregator.state(),
             "before": before,
-            "rounds": [asdict(record) for record in self.history],
+            "rounds": [record.plain for record in self.history],
         }
         weights, optimizer = self.strategy.weights, self.strategy.optimizer
         save_state(folder, len(self.history), weights, optimizer, header, self._nodes)

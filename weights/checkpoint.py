@@ -83,8 +83,12 @@ def check_place(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A file beside `path` to write, which then replaces `path` in one step; deleted on errors.
+
+    Args:
+        path: What is replaced.
+        durable: Wait until the disk has it, so that the machine's end does not undo it.
 
     Raises:
         InputError: The folder or the disk does not take it.
@@ -93,8 +97,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
