@@ -7,6 +7,7 @@ error ends it, with the cell and its traceback.
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,9 +27,12 @@ TIMEOUT = 900
 def execute(notebook: Path, target: Path) -> None:
     """Run a notebook in a fresh kernel and write it with its outputs, without what differs from run to run."""
     content = nbformat.read(notebook, as_version=4)
-    # Sockets in the file system: nothing listens on a port.
-    config = Config({"KernelManager": {"transport": "ipc"}})
-    NotebookClient(content, config=config, timeout=TIMEOUT, record_timing=False).execute()
+    with tempfile.TemporaryDirectory() as folder:
+        # Sockets in the file system: nothing listens on a port.
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+        client = NotebookClient(content, config=config, timeout=TIMEOUT, record_timing=False)
+        client.coalesce_streams = True
+        client.execute()
     content.metadata["language_info"] = {"name": "python"}
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(content, target)
