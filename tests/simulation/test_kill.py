@@ -1,50 +1,67 @@
-"""kill -9 at random moments, and on again: the same model to the last bit."""
+"""kill -9 at random moments of training, evaluation and checkpointing, and on to the same model."""
 
+import json
+import os
 import random
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from weights.checkpoint import read_checkpoint
 from weights.named import fingerprint
 
-ROUNDS, KILLS = 40, 3
-PROGRAM = "from simulation.cli import main; main()"
-
-
-def command(writers: str, folder: Path) -> list[str]:
-    """A run whose state is everywhere: residuals on clients, norms and momentum on the server."""
-    codec = "topk:fraction=0.05,feedback=true,threshold=100"
-    return [
-        *(sys.executable, "-c", PROGRAM, "run", "emnist_lr", "--data", writers, "--cohort", "4"),
-        *("--rounds", str(ROUNDS), "--aggregator", "compression", "--codec", codec),
-        *("--server-optimizer", "sgd:lr=0.5,momentum=0.9", "--eval-every", "0"),
-        *("--logdir", str(folder), "--save", str(folder / "final.safetensors")),
-    ]
-
-
-def newest(folder: Path) -> str:
-    """Name of the last checkpoint so far, empty if there is none."""
-    return max((path.name for path in folder.glob("checkpoints/round-*")), default="")
+PROGRAM = Path(__file__).with_name("killed.py")
+ROUNDS, COHORT = 16, 4
+# Kills in each phase, and the calls of its function a life may have had before.
+KILLS = {"training": (4, COHORT), "evaluation": (3, COHORT), "checkpoint": (3, 2)}
 
 
 def test_a_killed_run_goes_on_to_the_same_model(writers: str, tmp_path: Path) -> None:
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    subprocess.run(command(writers, straight), check=True, capture_output=True)
+    """With state everywhere: residuals on clients, norms and momentum on the server."""
     chance = random.Random(7)
-    resume: list[str] = []
-    for _ in range(KILLS):
-        with subprocess.Popen(
-            command(writers, killed) + resume, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            before = newest(killed)
-            while process.poll() is None and newest(killed) == before:
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0.0, 0.1))
-            process.kill()
-        resume = ["--resume"]
-    assert newest(killed) < f"round-{ROUNDS:06d}", "the kills came too late to show anything"
-    subprocess.run([*command(writers, killed), "--resume"], check=True, capture_output=True)
-    models = [read_checkpoint(folder / "final.safetensors")[0] for folder in (straight, killed)]
+    moments = [
+        (phase, chance.randint(1, most), chance.random())
+        for phase, (kills, most) in KILLS.items()
+        for _ in range(kills)
+    ]
+    chance.shuffle(moments)
+    folder = tmp_path / "killed"
+    settings = {
+        "task": "emnist_lr",
+        "data": writers,
+        "cohort": str(COHORT),
+        "rounds": ROUNDS,
+        "aggregator": "compression",
+        "codec": "topk:fraction=0.05,feedback=true,threshold=100",
+        "server_optimizer": "sgd:lr=0.5,momentum=0.9",
+        "logdir": str(folder),
+        "save": str(folder / "model.safetensors"),
+    }
+    files = [tmp_path / "settings.json", tmp_path / "moments.json"]
+    for file, content in zip(files, (settings, moments), strict=True):
+        file.write_text(json.dumps(content))
+    command = [sys.executable, str(PROGRAM), *map(str, files)]
+    root = str(PROGRAM.parent.parent.parent)
+    environment = os.environ | {"PYTHONPATH": root}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    assert said["lives"] == [-signal.SIGKILL] * len(moments) + [0]
+    assert min(said["lengths"].values()) > 100
+
+    straight = Path(f"{folder}-straight")
+    models = [read_checkpoint(place / "model.safetensors")[0] for place in (straight, folder)]
     assert fingerprint(models[0]) == fingerprint(models[1])
+    # What else the run left is that of one run, too.
+    rounds = [
+        json.loads((place / "metrics.json").read_text())["rounds"] for place in (straight, folder)
+    ]
+    for record in (*rounds[0], *rounds[1]):
+        del record["seconds"], record["time"]
+    assert rounds[0] == rounds[1]
+    logged = EventAccumulator(str(folder)).Reload()
+    steps = [event.step for event in logged.Scalars("comm/answered")]
+    assert steps == list(range(1, ROUNDS + 1))
+    assert not list(folder.rglob(".*"))
