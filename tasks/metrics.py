@@ -76,6 +76,10 @@ def _correct(outputs: Tensor, batch: Batch) -> Tensor:
 
 
 def _cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
+    # Outputs of many clients lie in memory with the rows last: along those torch is twice as fast.
+    columns = outputs.movedim(-1, 1)
+    if columns.is_contiguous():
+        return torch.nn.functional.cross_entropy(columns, batch.targets, reduction="none")
     losses = torch.nn.functional.cross_entropy(
         outputs.reshape(-1, outputs.shape[-1]), batch.targets.reshape(-1), reduction="none"
     )
