@@ -6,6 +6,7 @@ hands the wrapped strategy ordinary replies. `client.mods` is the other half.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
 
 from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
 from server.allocation import IDENTITY, make_allocation
 from server.replies import only
 from server.strategy import WeightedFedAvg
 from settings.schema import Settings
-from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
+from weights.codecs.catalogue import codec_for, decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import WireError, claimed, pack, payload_bytes, records, unpack
@@ -102,7 +104,7 @@ class CompressedAggregation(Strategy):
         """The wrapped strategy's messages, with the encoded model and what clients are to do."""
         messages = list(self._strategy.configure_train(server_round, arrays, config, grid))
         self._model = unpack(arrays, like=claimed(arrays))
-        asked = self._plan()
+        asked = self._plan(server_round)
         if not asked:
             return messages
         encoded = self._encode_broadcast(server_round)
@@ -116,11 +118,16 @@ class CompressedAggregation(Strategy):
             message.content = content
         return messages
 
-    def _plan(self) -> dict[str, Any]:
+    def _plan(self, server_round: int) -> dict[str, Any]:
         """Choose the round's codecs; what the clients are told, the same for all of them."""
-        specs = self._allocation.specs(self._expected())
+        expected = self._expected()
+        specs = self._allocation.specs(expected)
         made = {spec: make_codec(spec) for spec in set(specs.values())}
         self._codecs = {name: made[spec] for name, spec in specs.items()}
+        encoded = [name for name, array in expected.items() if codec_for(name, array, self._codecs)]
+        if server_round == 1 and specs and not encoded:
+            most = min(codec.threshold for codec in made.values())
+            log(WARNING, "the codec encodes nothing: no tensor has over %d elements", most)
         asked: dict[str, Any] = {"codecs": json.dumps(specs)} if specs else {}
         if self._broadcast_spec != IDENTITY:
             asked["broadcast-codecs"] = json.dumps(dict.fromkeys(self._model, self._broadcast_spec))

@@ -108,6 +108,10 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
+            if type(value) is not item.type and not (item.type is float and type(value) is int):
+                raise InputError(
+                    f"setting {key_of(item)} must be {item.type.__name__}, not {value!r}"  # type: ignore[union-attr]
+                )
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(flag(item), value, choices)
@@ -136,8 +140,6 @@ class Settings:
             item = known[key]
             if item.type is float and type(value) is int:
                 value = float(value)
-            if type(value) is not item.type:
-                raise InputError(f"setting {key} must be {item.type.__name__}, not {value!r}")  # type: ignore[union-attr]
             values[item.name] = value
         return cls(**values)
 

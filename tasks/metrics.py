@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from settings.errors import InputError
 from tasks.stream import Batch
 
 Sums = dict[str, list[float]]
@@ -106,7 +107,12 @@ class MetricSums:
         weight = float(batch.num_targets)
         self._count("loss", (loss.detach() * weight, weight))
         for name, metric in self._metrics.items():
-            self._count(name, metric.unfinalized(outputs.detach(), batch))
+            values = metric.unfinalized(outputs.detach(), batch)
+            if not isinstance(values, Sequence):
+                raise InputError(
+                    f"metric {name} must give its sums, such as (sum, count), not {values!r}"
+                )
+            self._count(name, values)
         self._count("num_examples", (float(batch.num_examples),))
         self._count("num_batches", (1.0,))
 

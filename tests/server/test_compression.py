@@ -401,3 +401,12 @@ def test_replies_without_a_record_are_refused() -> None:
 
     with pytest.raises(WireError):
         only(RecordDict({"a": ArrayRecord(), "b": ArrayRecord()}), ArrayRecord)
+
+
+def test_a_codec_that_encodes_nothing_is_warned_of(
+    writers: str, federate: Federate, caplog: pytest.LogCaptureFixture
+) -> None:
+    federate("all", **RUN, data=writers, codec=UNIFORM)
+    assert "encodes nothing" not in caplog.text
+    federate("none", **RUN, data=writers, codec="uniform:bits=8")
+    assert caplog.text.count("the codec encodes nothing: no tensor has over 20000 elements") == 1

@@ -56,3 +56,8 @@ def test_mistakes(config: dict[str, Any], said: str) -> None:
 def test_named_clients() -> None:
     assert Settings().named_clients() == []
     assert Settings(client_ids=" b, a ,,").named_clients() == ["b", "a"]
+
+
+def test_a_task_is_named_and_not_given() -> None:
+    with pytest.raises(InputError, match="setting cohort must be str, not 6"):
+        Settings(cohort=6)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from settings.errors import InputError
 from tasks.metrics import (
     ACCURACY,
     Metric,
@@ -130,3 +131,10 @@ def test_a_metric_of_ones_own() -> None:
 def test_nothing_counted_is_not_a_number() -> None:
     assert math.isnan(ratio([0.0, 0.0]))
     assert ratio([1.0, 4.0]) == 0.25
+
+
+def test_a_metric_that_gives_no_sums_is_named() -> None:
+    sums = MetricSums({"mine": Metric(lambda outputs, batch: outputs.mean())})  # type: ignore[arg-type, return-value]
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match="metric mine must give its sums"):
+        sums.add(torch.zeros(2, 3), torch.tensor(0.0), batch)

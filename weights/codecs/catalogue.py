@@ -61,7 +61,7 @@ def encode_arrays(
     """
     record = ArrayRecord()
     for name, array in arrays.items():
-        codec = _codec_for(name, array, codecs)
+        codec = codec_for(name, array, codecs)
         encoded = codec and _encode(codec, array, rng)
         record[name] = encoded or pack({name: array})[name]
     return record
@@ -87,7 +87,7 @@ def decode_arrays(
     encoded = {
         name: codec
         for name, array in like.items()
-        if (codec := _codec_for(name, array, codecs))
+        if (codec := codec_for(name, array, codecs))
         and name in record
         and record[name].stype != NUMPY_STYPE
     }
@@ -101,7 +101,7 @@ def decode_arrays(
     }
 
 
-def _codec_for(name: str, array: Array, codecs: Mapping[str, Codec]) -> Codec | None:
+def codec_for(name: str, array: Array, codecs: Mapping[str, Codec]) -> Codec | None:
     """The codec of an array that is large enough for it; both sides decide alike."""
     codec = codecs.get(name)
     if codec and array.dtype == np.float32 and array.size > codec.threshold:
