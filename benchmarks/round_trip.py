@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deploy.loopback import COMPLETED, FLOWER, FORKING, Loopback
+from deploy.loopback import COMPLETED, FLOWER, FORKING, Loopback, end_on_signals
 
 APP = Path(__file__).parent / "noop"
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--executor", choices=("forking", "flower"), default="forking")
     options = parser.parse_args()
+    end_on_signals()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), options)
     medians = {name: statistics.median(taken) for name, taken in result["seconds"].items()}
