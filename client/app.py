@@ -63,12 +63,14 @@ def _trained(message: Message, job: "_Job") -> Result:
         stream = job.stream(*batches)
         parameters = sum(array.size for array in job.weights.values())
         peers = lookahead.peers(message)
-        together = join(message, peers, lambda other: job.client(other, stream), parameters)
+        read = functools.partial(job.client, stream=stream)
+        together, failed = join(message, peers, read, parameters)
+        lookahead.keep(failed)
         if len(together) > 1:
             clients = list(together.values())
             results = update_together(job.task, job.model, job.weights, clients, optimizer)
             mine, *others = results
-            lookahead.keep(dict(zip([*together][1:], others, strict=True)))
+            lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
             return mine
     return local_update(
         job.task, job.model, job.weights, job.batches(*batches), optimizer, settings.precision

@@ -61,11 +61,10 @@ def can_join(task: Task, model: nn.Module, client_optimizer: str) -> bool:
 
 def join(
     first: Message, peers: Iterable[Message], read: Callable[[Message], Client], parameters: int
-) -> dict[str, Client]:
+) -> tuple[dict[str, Client], dict[str, Exception]]:
     """Who is trained together with the client of a message: that one, then peers as they come.
 
-    A client whose data cannot be read, or are not like the first one's, is left to be trained alone, and to
-    fail alone.
+    A client whose data are not like the first one's is left to be trained alone.
 
     Args:
         first: The message that is being answered.
@@ -74,15 +73,24 @@ def join(
         parameters: Of the model; they and the examples bound the group.
 
     Returns:
-        By message id; empty if the first client cannot be trained with others.
+        Clients by message id, none if the first cannot be trained with others; and what reading others
+        raised, for them to fail with when it is their turn.
     """
     group: dict[str, Client] = {}
+    failed: dict[str, Exception] = {}
     kinds: set[object] = set()
     fixed = steps = 0
     for message in chain((first,), peers):
-        client = _read(message, read)
-        kind = client and _kind(client)
-        if client is None or kind is None or (group and kind not in kinds):
+        try:
+            client = read(message)
+        except Exception as error:
+            # The first one's own failure, or its time is up.
+            if not group or isinstance(error, TimeoutError):
+                raise
+            failed[message.metadata.message_id] = error
+            continue
+        kind = _kind(client)
+        if kind is None or (group and kind not in kinds):
             if not group:
                 break
             continue
@@ -94,16 +102,7 @@ def join(
             break
         kinds.add(kind)
         group[message.metadata.message_id] = client
-    return group
-
-
-def _read(message: Message, read: Callable[[Message], Client]) -> Client | None:
-    try:
-        return read(message)
-    except TimeoutError:  # the first message's own
-        raise
-    except Exception:
-        return None
+    return group, failed
 
 
 def _kind(client: Client) -> object:

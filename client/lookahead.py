@@ -20,7 +20,7 @@ class Lookahead:
         self._current = ""
         self._asked: object = None
         self._upcoming: Iterable[Message] = ()
-        self._done: dict[str, Result] = {}
+        self._done: dict[str, Result | Exception] = {}
 
     def announce(self, message: Message, upcoming: Iterable[Message]) -> None:
         """Say which messages come after the one that is delivered next; read only while that is handled."""
@@ -30,10 +30,13 @@ class Lookahead:
             self._upcoming = upcoming
 
     def take(self, message: Message) -> Result | None:
-        """The result of a message that was answered together with an earlier one."""
-        return self._done.pop(message.metadata.message_id, None)
+        """The result of a message that was answered together with an earlier one; raises what that raised."""
+        result = self._done.pop(message.metadata.message_id, None)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    def keep(self, results: Mapping[str, Result]) -> None:
+    def keep(self, results: Mapping[str, Result | Exception]) -> None:
         """Results by message id, in place of those that nobody asked for."""
         self._done = dict(results)
 

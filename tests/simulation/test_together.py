@@ -14,8 +14,9 @@ import torch
 import client.app
 import client.data
 from client.cohort import update_together
+from client.data import prepared
 from tasks.catalogue import load_task
-from tasks.data import InMemory
+from tasks.data import InMemory, Split
 from tasks.stream import Prepared
 from weights.named import NamedArrays, fingerprint
 
@@ -104,6 +105,26 @@ def test_a_client_that_fails_fails_alone(
     assert groups == [7]
     assert list(content["rounds"][0]["comm"]["failed"]) == ["d"]
     assert content["rounds"][0]["comm"]["answered"] == 7
+
+
+@pytest.mark.parametrize("broken", ["a", "c"], ids=["the first of a group", "a peer"])
+def test_what_cannot_be_read_is_not_read_again_in_the_round(
+    broken: str, writers: str, federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def once(task: str, data: str, split: Split, client_id: str, seed: int) -> Prepared:
+        tried.append(client_id)
+        if client_id == broken and tried.count(broken) == 1:
+            raise OSError("the disk is away")
+        return prepared(task, data, split, client_id, seed)
+
+    monkeypatch.setattr(client.app, "prepared", once)
+    content, _ = federate(**SMALL | {"client_ids": "a,b,c,d", "eval_every": 0}, data=writers)
+    first, second = (record["comm"] for record in content["rounds"])
+    assert list(first["failed"]) == [broken]
+    assert "the disk is away" in first["failed"][broken]
+    assert (second["answered"], second["failed"]) == (4, {})
 
 
 def test_groups_are_bounded(
