@@ -1,5 +1,6 @@
 """The round loop: from settings and a grid to a trained model."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -261,7 +262,7 @@ def resolve(settings: Settings, task: Task) -> Settings:
         batch_size=settings.batch_size or task.batch_size,
         client_optimizer=settings.client_optimizer or task.client_optimizer,
         codec=settings.codec or DEFAULT_CODECS[settings.aggregator],
-        logdir=settings.logdir or time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"),
+        logdir=settings.logdir or _unused(time.strftime(f"runs/{name}-%Y%m%d-%H%M%S")),
     )
     make_optimizer(resolved.client_optimizer, [torch.zeros(1)], "client optimizer")
     for path in filter(None, (settings.save, settings.json)):
@@ -269,3 +270,9 @@ def resolve(settings: Settings, task: Task) -> Settings:
     if settings.save:
         check_target(Path(settings.save), checkpoint_of(task, settings.init))
     return resolved
+
+
+def _unused(folder: str) -> str:
+    """The folder, or the first one with a number behind it that is not there: runs may start in one second."""
+    numbered = (f"{folder}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([folder], numbered) if not Path(name).exists())

@@ -12,11 +12,12 @@ from flwr.clientapp import ClientApp
 
 from client.app import announce, evaluate_model, lookahead, train
 from client.app import app as client_app
-from server.rounds import Federation
+from server.rounds import Federation, resolve
 from settings.errors import InputError
 from settings.schema import Settings
 from simulation.federation import in_process
 from simulation.grid import InProcessGrid
+from tasks.catalogue import load_task
 from weights.checkpoint import read_checkpoint
 from weights.keras import load_model
 from weights.named import NamedArrays, arrays_of, fingerprint
@@ -348,3 +349,15 @@ def test_the_state_has_everything_that_adapts(writers: str) -> None:
     ]
     assert added["optimizer/0/step"] == 1
     assert added["optimizer/0/accumulator"].shape == (10, 784)
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "runs/now")
+    names = []
+    for _ in range(3):
+        names.append(resolve(Settings(task="emnist_lr"), load_task("emnist_lr")).logdir)
+        Path(names[-1]).mkdir(parents=True)
+    assert names == ["runs/now", "runs/now-2", "runs/now-3"]
