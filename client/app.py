@@ -126,7 +126,7 @@ class _Job:
     def client(self, message: Message, stream: Stream) -> Client:
         """The examples and batches of the client that a message names, for training with others."""
         settings = self.settings
-        client_id = str(message.content.config_records["config"]["client-id"])
+        client_id = str(message.content.config_records["config"].get("client-id") or self.client_id)
         seed = self.seed(client_id)
         examples = prepared(settings.task, settings.data, self.split, client_id, seed)
         return Client(examples, stream.chosen(len(examples), np.random.default_rng(seed)))
