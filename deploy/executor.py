@@ -4,10 +4,14 @@
 
 takes the flags of `flower-superexec` and does the same: it asks a SuperNode (or a SuperLink) for tasks and runs
 each in a process of its own. Flower starts a new Python for every message, which spends seconds of a CPU on
-loading Flower and PyTorch before it looks at the message; a fork has them already. The app itself is loaded
-afresh by every process, from the bundle that came with the run.
+loading Flower and PyTorch before it looks at the message; a fork has them already, and does not spend a second
+on taking them apart when it ends. The app itself is loaded afresh by every process, from the bundle that came
+with the run.
 """
 
+import atexit
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,8 +26,11 @@ _LOADED = ("settings.threads", "torch", "torch._dynamo", "h5py", "httpcore", "fl
 
 def serve(tasks: IO[str]) -> None:
     """Fork for every line; returns when there are no more, and in every child when its task is done."""
+    atexit.register(leave)  # first, hence called last
     for name in _LOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page that it looks at
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     for line in tasks:
         if os.fork() == 0:
@@ -43,6 +50,14 @@ def run_app(command: str, words: list[str], silent: bool) -> None:
     sys.argv = [command, *words]
     (script,) = distribution("flwr").entry_points.select(name=command)
     sys.exit(script.load()())
+
+
+def leave() -> None:
+    """End this process without freeing what is in its memory, object by object; nobody reads the exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def superexec(tasks: IO[str]) -> None:

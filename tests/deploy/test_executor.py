@@ -1,0 +1,37 @@
+"""The processes that the executor forks: what they do when they end, and what they leave out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+# `serve` with nothing to load but json, and an app that prints, keeps an object, and registers an exit function.
+SERVE = """
+import atexit, io, sys
+from deploy import executor
+
+class Kept:
+    def __del__(self):
+        print("freed", flush=True)
+
+def app(number):
+    global kept
+    kept = Kept()
+    atexit.register(print, "the app's exit function", number)
+    print("app", number)
+    sys.exit(3)
+
+executor._LOADED = ("json",)
+executor.run_app = app
+executor.serve(io.StringIO('{"number": 1}\\n'))
+"""
+
+
+def test_a_forked_app_ends_without_taking_its_memory_apart() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    # Into a pipe, output is buffered: what was printed last is there only if the end flushes it.
+    assert done.stdout.splitlines() == ["app 1", "the app's exit function 1"]
+    assert done.stderr == ""
