@@ -32,6 +32,7 @@ bench: .venv/installed  ## rounds against a bare PyTorch loop, and TFF where TFF
 	$(BIN)/python benchmarks/peers.py --data $(DATA) --json runs/bench-peers.json
 	$(BIN)/python benchmarks/overhead.py --json runs/bench-overhead.json
 	$(BIN)/python benchmarks/scale.py --json runs/bench-scale.json
+	$(BIN)/python benchmarks/ray_simulation.py --data $(DATA) --json runs/bench-ray.json
 
 tutorials: .venv/tutorials  ## execute the notebooks of docs/tutorials, offline, into runs/tutorials
 	$(BIN)/python docs/tutorials/execute.py
