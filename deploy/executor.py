@@ -21,12 +21,16 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import IO
 
+from flwr.supercore import constant
+
 _LOADED = ("settings.threads", "torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
 
 
 def serve(tasks: IO[str]) -> None:
     """Fork for every line; returns when there are no more, and in every child when its task is done."""
     atexit.register(leave)  # first, hence called last
+    # An app that comes while the other side is still uploading would wait for a whole second, and then two.
+    setattr(constant, "PULL_INITIAL_BACKOFF", 0.05)  # noqa: B010
     for name in _LOADED:
         importlib.import_module(name)
     gc.collect()
@@ -62,7 +66,6 @@ def leave() -> None:
 
 def superexec(tasks: IO[str]) -> None:
     """Run `flower-superexec`, launching its tasks by a line each."""
-    from flwr.supercore import constant
     from flwr.supercore.cli import flower_superexec
     from flwr.supercore.superexec import run_superexec
     from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
