@@ -4,8 +4,8 @@
 
 Ten writers, batch 20, client SGD 0.02: `emnist_lr` for 5 local epochs, `emnist_cnn` for 1, in float32 and in
 bfloat16. fedferry's round is whole: sampling, messages, training, checks, the mean, metrics, TensorBoard, JSON and
-the checkpoint on disk. The bare loop has the writers' tensors in memory, a contiguous model, torch.optim.SGD, and
-averages the weights. Each turn times every peer once; a ratio is the median over turns of neighbours' quotients.
+the checkpoint on disk. Peers are processes of their own, with PyTorch's and TFF's own settings of threads. Each turn
+times every peer once; a ratio is the median over turns of neighbours' quotients.
 """
 
 import argparse
@@ -14,16 +14,13 @@ import logging
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
-from torch import Tensor, nn
-
+import settings.threads  # noqa: F401  as our command does, before torch
 from server.record import Recorder
 from settings.schema import Settings
 from simulation.federation import in_process
@@ -32,58 +29,9 @@ from tasks.catalogue import load_task
 logging.getLogger("flwr").setLevel(logging.WARNING)
 CLIENTS = 10
 EPOCHS = {"emnist_lr": 5, "emnist_cnn": 1}
+OWN = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+"""The peers' environment, without what we set in ours."""
 Peer = Callable[[], float]
-
-
-def network(task: str) -> nn.Module:
-    if task == "emnist_lr":
-        return nn.Linear(784, 10)
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(7 * 7 * 64, 512),
-        nn.ReLU(),
-        nn.Linear(512, 10),
-    )
-
-
-def bare_loop(task: str, data: str) -> Peer:
-    """Federated averaging as one would write it by hand."""
-    ours = load_task(task)
-    population = ours.population(data, "train")
-    clients: list[tuple[Tensor, Tensor]] = []
-    for name in list(population.client_ids)[:CLIENTS]:
-        prepared = ours.prepare(population.examples(name))
-        images = prepared.inputs if task == "emnist_lr" else prepared.inputs.permute(0, 3, 1, 2)
-        clients.append((images.contiguous(), prepared.targets))
-    model = network(task)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def train() -> float:
-        started = time.perf_counter()
-        totals = {name: torch.zeros_like(value) for name, value in state.items()}
-        for images, labels in clients:
-            model.load_state_dict(state)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-            for _ in range(EPOCHS[task]):
-                for chosen in torch.randperm(len(labels)).split(20):  # type: ignore[no-untyped-call]
-                    loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-            for name, value in model.state_dict().items():
-                totals[name].add_(value, alpha=len(labels))
-        examples = sum(len(labels) for _, labels in clients)
-        for name, total in totals.items():
-            state[name] = total / examples
-        return time.perf_counter() - started
-
-    return train
 
 
 def fedferry(task: str, data: str, precision: str, folder: Path) -> Peer:
@@ -111,27 +59,24 @@ def fedferry(task: str, data: str, precision: str, folder: Path) -> Peer:
     return train
 
 
-def tff(task: str, data: str, folder: Path) -> tuple[Peer, subprocess.Popen[str]] | None:
-    """TFF in a process of its own, which waits while others are timed."""
-    python = os.environ.get("TFF_PYTHON")
-    if not python:
-        return None
-    script = Path(__file__).with_name("peer_tff.py")
-    command = [python, str(script), task, data, str(EPOCHS[task]), str(CLIENTS)]
-    with (folder / "tff.log").open("w") as log:
+def process(script: str, python: str, task: str, data: str) -> tuple[Peer, subprocess.Popen[str]]:
+    """A peer in a process of its own, as its user would start it: it waits while others are timed."""
+    path = Path(__file__).with_name(script)
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command,
+            [python, str(path), task, data, str(EPOCHS[task]), str(CLIENTS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=OWN | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(path.parent.parent)},
         )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-    if stdout.readline().strip() != "ready":
-        raise SystemExit(f"TFF does not start: {(folder / 'tff.log').read_text()[-2000:]}")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        if stdout.readline().strip() != "ready":
+            log.seek(0)
+            raise SystemExit(f"{script} does not start: {log.read()[-2000:]}")
 
     def train() -> float:
         stdin.write("\n")
@@ -145,13 +90,14 @@ def measure(task: str, data: str, turns: int) -> dict[str, object]:
     """Seconds of every peer in every turn, and the ratios of ours to theirs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        peers = {"bare": bare_loop(task, data)}
+        bare, *processes = process("peer_torch.py", sys.executable, task, data)
+        peers = {"bare": bare}
         peers["fedferry"] = fedferry(task, data, "float32", folder / "float32")
         if task == "emnist_cnn":
             peers["fedferry bf16"] = fedferry(task, data, "bf16", folder / "bf16")
-        started = tff(task, data, folder)
-        if started:
-            peers["TFF"] = started[0]
+        if python := os.environ.get("TFF_PYTHON"):
+            peers["TFF"], tff = process("peer_tff.py", python, task, data)
+            processes.append(tff)
         for _ in range(2):
             for train in peers.values():
                 train()
@@ -159,9 +105,9 @@ def measure(task: str, data: str, turns: int) -> dict[str, object]:
         for _ in range(turns):
             for peer, train in peers.items():
                 seconds[peer].append(train())
-        if started:
-            started[1].kill()
-            started[1].wait()
+        for running in processes:
+            running.kill()
+            running.wait()
     ratios = {}
     for ours in (peer for peer in peers if peer.startswith("fedferry")):
         for theirs in (peer for peer in peers if not peer.startswith("fedferry")):

@@ -1,7 +1,7 @@
 """The Flower ClientApp: message in, local work, reply out."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -11,17 +11,18 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.cohort import Client, can_join, join, update_together
+from client.crew import Crew, Result
 from client.data import population, prepared
-from client.lookahead import Lookahead, Result
+from client.lookahead import Lookahead
 from client.mods import compress, time_limit
 from client.update import local_update
 from settings.errors import InputError, unknown
 from settings.schema import Settings, names_in
 from tasks.catalogue import load_task
-from tasks.data import Split
+from tasks.data import Population, Split
 from tasks.evaluation import evaluate
 from tasks.metrics import Sums
-from tasks.stream import Batch, Stream, client_seed
+from tasks.stream import Batch, Prepared, Stream, client_seed
 from weights.named import NamedArrays, arrays_of, load_arrays
 from weights.wire import pack, unpack
 
@@ -29,6 +30,7 @@ _NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
 
 app = ClientApp(mods=[time_limit])
 lookahead = Lookahead()
+_crew = Crew()
 
 
 @app.query()
@@ -56,38 +58,52 @@ def train(message: Message, context: Context) -> Message:
 
 def _trained(message: Message, job: "_Job") -> Result:
     """The client's model update and metric sums; those of peers are kept for when they are asked."""
-    settings = job.settings
-    optimizer = settings.client_optimizer or job.task.client_optimizer
-    batches = (settings.local_epochs, settings.max_batches, settings.shuffle)
-    if settings.precision == "float32" and can_join(job.task, job.model, optimizer):
-        stream = job.stream(*batches)
-        parameters = sum(array.size for array in job.weights.values())
-        peers = lookahead.peers(message)
+    settings, task, model, weights = job.settings, job.task, job.model, job.weights
+    optimizer = settings.client_optimizer or task.client_optimizer
+    stream = job.stream(settings.local_epochs, settings.max_batches, settings.shuffle)
+
+    def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        return local_update(task, model, weights, batches, optimizer, settings.precision)
+
+    if not lookahead.announced(message):
+        return work(model, job.batches(message, stream))
+    _crew.arrange(settings)
+    if settings.precision == "float32" and can_join(task, model, optimizer):
+        parameters = sum(array.size for array in weights.values())
         read = functools.partial(job.client, stream=stream)
-        together, failed = join(message, peers, read, parameters)
+        together, failed = join(message, lookahead.peers(message), read, parameters)
         lookahead.keep(failed)
         if len(together) > 1:
-            clients = list(together.values())
-            results = update_together(job.task, job.model, job.weights, clients, optimizer)
+            clients = [*together.values()]
+            results = _crew.alone(lambda: update_together(task, model, weights, clients, optimizer))
             mine, *others = results
             lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
             return mine
-    return local_update(
-        job.task, job.model, job.weights, job.batches(*batches), optimizer, settings.precision
-    )
+    read_batches = functools.partial(job.batches, stream=stream)
+    return _crew.result(message, lookahead.peers(message), model, read_batches, work)
 
 
 @app.evaluate()
 def evaluate_model(message: Message, context: Context) -> Message:
     """Evaluate the broadcast model on one client's examples of the split that the message names."""
     job = _Job(message, context, default_split="test")
-    batches = job.batches(1, job.settings.eval_batches, shuffles=False)
-    load_arrays(job.model, job.weights, "the broadcast model")
-    return _reply(message, {}, evaluate(job.task, job.model, batches))
+    stream = job.stream(1, job.settings.eval_batches, shuffles=False)
+
+    def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        load_arrays(model, job.weights, "the broadcast model")
+        return {}, evaluate(job.task, model, batches)
+
+    if lookahead.announced(message):
+        _crew.arrange(job.settings)
+        read = functools.partial(job.batches, stream=stream)
+        result = _crew.result(message, lookahead.peers(message), job.model, read, work)
+    else:
+        result = work(job.model, job.batches(message, stream))
+    return _reply(message, *result)
 
 
 class _Job:
-    """What a message asks for: the task, the model, the broadcast weights, the client's batches.
+    """What a message asks for: the task, the model, the broadcast weights, and clients' batches.
 
     Strategies of Flower's own name neither client nor split: then it is the node's only client.
     """
@@ -95,8 +111,8 @@ class _Job:
     def __init__(self, message: Message, context: Context, default_split: Split) -> None:
         self.settings = _settings(context)
         config = message.content.config_records["config"]
-        self.client_id = str(config.get("client-id") or _only_client(self.settings, context))
-        self.split = cast(Split, config.get("split", default_split))
+        self._context = context
+        self._split = cast(Split, config.get("split", default_split))
         self._round = cast(int, config["server-round"])
         self.task = load_task(self.settings.task)
         self.model = _model(self.settings.task, str(config.get("architecture", "")))
@@ -112,26 +128,34 @@ class _Job:
             max_batches=max_batches,
         )
 
-    def batches(self, local_epochs: int, max_batches: int, shuffles: bool) -> Iterator[Batch]:
-        """The client's batches, from the split that the message names."""
-        settings = self.settings
-        held = population(settings.task, settings.data, self.split)
-        if self.split == "test" and self.client_id not in held:
+    def batches(self, message: Message, stream: Stream) -> Iterator[Batch]:
+        """The batches of the client that a message names; torch is seeded for it."""
+        client_id = self._client_id(message)
+        if self._split == "test" and client_id not in self._population:
             return iter(())
-        seed = self.seed(self.client_id)
-        examples = prepared(settings.task, settings.data, self.split, self.client_id, seed)
-        stream = self.stream(local_epochs, max_batches, shuffles)
-        return stream.batches(examples, np.random.default_rng(seed))
+        seed = self._seed(client_id)
+        return stream.batches(self._prepared(client_id, seed), np.random.default_rng(seed))
 
     def client(self, message: Message, stream: Stream) -> Client:
-        """The examples and batches of the client that a message names, for training with others."""
-        settings = self.settings
-        client_id = str(message.content.config_records["config"].get("client-id") or self.client_id)
-        seed = self.seed(client_id)
-        examples = prepared(settings.task, settings.data, self.split, client_id, seed)
+        """The same, for training with others."""
+        client_id = self._client_id(message)
+        seed = self._seed(client_id)
+        examples = self._prepared(client_id, seed)
         return Client(examples, stream.chosen(len(examples), np.random.default_rng(seed)))
 
-    def seed(self, client_id: str) -> int:
+    def _client_id(self, message: Message) -> str:
+        named = message.content.config_records["config"].get("client-id")
+        return str(named or _only_client(self.settings, self._context))
+
+    @property
+    def _population(self) -> Population:
+        return population(self.settings.task, self.settings.data, self._split)
+
+    def _prepared(self, client_id: str, seed: int) -> Prepared:
+        settings = self.settings
+        return prepared(settings.task, settings.data, self._split, client_id, seed)
+
+    def _seed(self, client_id: str) -> int:
         """The same for the same seed, round and client, wherever it runs."""
         return client_seed(self.settings.seed, self._round, client_id)
 

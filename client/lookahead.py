@@ -4,10 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import ConfigRecord, Message
 
-from tasks.metrics import Sums
-from weights.named import NamedArrays
-
-Result = tuple[NamedArrays, Sums]
+from client.crew import Result
 
 
 class Lookahead:
@@ -24,10 +21,14 @@ class Lookahead:
 
     def announce(self, message: Message, upcoming: Iterable[Message]) -> None:
         """Say which messages come after the one that is delivered next; read only while that is handled."""
-        if message.metadata.message_id not in self._done:
-            self._current = message.metadata.message_id
+        self._current = message.metadata.message_id
+        if self._current not in self._done:
             self._asked = _what(message)  # before a mod changes it
             self._upcoming = upcoming
+
+    def announced(self, message: Message) -> bool:
+        """Whether a grid in this process delivers it: one that knows who comes next."""
+        return message.metadata.message_id == self._current
 
     def take(self, message: Message) -> Result | None:
         """The result of a message that was answered together with an earlier one; raises what that raised."""
@@ -42,10 +43,14 @@ class Lookahead:
 
     def peers(self, message: Message) -> Iterator[Message]:
         """Messages that ask for what the current one asks, of the same node and for another client."""
-        if message.metadata.message_id != self._current:
+        if not self.announced(message):
             return iter(())
         return (
-            other for other in self._upcoming if other.has_content() and _what(other) == self._asked
+            other
+            for other in self._upcoming
+            if other.metadata.message_id not in self._done
+            and other.has_content()
+            and _what(other) == self._asked
         )
 
 

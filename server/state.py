@@ -21,7 +21,7 @@ from weights.named import NamedArrays
 _KEPT = 3
 _STATES = "states"
 """Folder of the nodes' states, inside the checkpoints' folder."""
-_FREE = {"rounds", "logdir", "save", "json", "resume", "min-available-nodes"} | {
+_FREE = {"rounds", "logdir", "save", "json", "resume", "min-available-nodes", "workers"} | {
     f"eval{suffix}" for suffix in ("uation", "-every", "-cohort", "-batches")
 }
 """Settings that a resumed run may change: they do not touch the training of earlier rounds."""

@@ -64,6 +64,11 @@ class Settings:
         "states and evaluation stay float32 (fast on CPUs with AVX-512 BF16 or AMX, slow on others)",
         choices=("float32", "bf16"),
     )
+    workers: int = option(
+        0,
+        "clients that a simulation works on at once, each on its own core; the model is the same at any "
+        "number (0: as many as there are cores)",
+    )
     weighting: str = option(
         "examples", "a client's weight in the mean", choices=("examples", "uniform")
     )
@@ -150,6 +155,10 @@ class Settings:
     def named_clients(self) -> list[str]:
         """`client_ids` as a list, empty where none are given."""
         return names_in(self.client_ids)
+
+    def clients_a_round(self) -> int:
+        """Clients that train in a round, 0 for all there are."""
+        return len(self.named_clients()) or (int(self.cohort) if self.cohort.isdigit() else 0)
 
 
 def names_in(text: str) -> list[str]:

@@ -93,6 +93,23 @@ def test_stopping_in_between_changes_nothing(writers: str, federate: Federate) -
     assert fingerprint(straight) == fingerprint(resumed)
 
 
+def test_the_same_model_at_any_number_of_workers(writers: str, federate: Federate) -> None:
+    values = {
+        **SMALL,
+        "task": "emnist_cnn",
+        "data": writers,
+        "max_batches": 2,
+        "codec": "topk:fraction=0.02,feedback=true",
+        "over_select": 1.3,
+    }
+    first, weights = federate("one", **values, workers=1)
+    for workers in (2, 5):
+        content, same = federate(f"{workers}", **values, workers=workers)
+        assert fingerprint(same) == fingerprint(weights)
+        for a, b in zip(first["rounds"], content["rounds"], strict=True):
+            assert (a["train"], a["eval"], a["comm"]) == (b["train"], b["eval"], b["comm"])
+
+
 def test_a_client_that_fails_fails_alone(
     writers: str, federate: Federate, groups: list[int], tmp_path: Path
 ) -> None:

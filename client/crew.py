@@ -1,0 +1,148 @@
+"""Clients of a simulation side by side, each on its own core: that beats many threads inside one client."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from flwr.app import Message
+from torch import nn
+
+from settings.schema import Settings
+from tasks.metrics import Sums
+from tasks.stream import Batch
+from weights.named import NamedArrays
+
+Result = tuple[NamedArrays, Sums]
+Read = Callable[[Message], Iterable[Batch]]
+Work = Callable[[nn.Module, Iterable[Batch]], Result]
+T = TypeVar("T")
+
+
+@dataclass
+class _Job:
+    """A client that a thread works on, or will."""
+
+    future: "Future[Result]" = field(default_factory=Future)
+    given_up: threading.Event = field(default_factory=threading.Event)
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, until nobody waits for the result any more."""
+        for batch in batches:
+            if self.given_up.is_set():
+                raise TimeoutError("nobody waits for this client any more")
+            yield batch
+
+
+class Crew:
+    """Threads that begin with clients whose turn comes next.
+
+    How many threads one client gets does not depend on how many clients are worked on at once, and its result on
+    nothing else: a model comes out the same to the bit at any number of workers. Where a model draws random
+    numbers, as dropout does, clients come one after the other: torch has one generator for all threads.
+    """
+
+    def __init__(self) -> None:
+        self._cores = 0
+        self._workers = self._threads = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._jobs: dict[str, _Job] = {}
+        self._copies: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+        self._drawing: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+
+    def arrange(self, settings: Settings) -> None:
+        """Have as many threads as the settings ask for."""
+        self._cores = self._cores or torch.get_num_threads()
+        threads = max(1, self._cores // (settings.clients_a_round() or self._cores))
+        workers = settings.workers or max(1, self._cores // threads)
+        if (workers, threads) != (self._workers, self._threads):
+            self._pool.shutdown()
+            self._pool = ThreadPoolExecutor(
+                workers, "client", initializer=torch.set_num_threads, initargs=(threads,)
+            )
+            self._workers, self._threads = workers, threads
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """Do something on the threads that one client gets."""
+        return self._pool.submit(work).result()
+
+    def result(
+        self, message: Message, peers: Iterable[Message], model: nn.Module, read: Read, work: Work
+    ) -> Result:
+        """A message's result; meanwhile those that come next are begun with.
+
+        Args:
+            message: Whose turn it is.
+            peers: Messages that ask the same of other clients, in the order of their turns.
+            model: Every thread has a copy of it.
+            read: A message's batches. If it raises for a peer, that is raised when it is the peer's turn.
+            work: Trains or evaluates a model on batches; must overwrite the model's weights first.
+        """
+        own = message.metadata.message_id
+        if own not in self._jobs:
+            self.give_up()
+            drawing = self._drawing.setdefault(model, {})
+            kind = message.metadata.message_type
+            if drawing.get(kind, True):
+                return self._first(message, model, read, work, drawing)
+            self._begin(own, model, read(message), work)
+        for peer in peers:
+            if len(self._jobs) >= 2 * self._workers:
+                break
+            other = peer.metadata.message_id
+            if other in self._jobs:
+                continue
+            try:
+                self._begin(other, model, read(peer), work)
+            except TimeoutError:
+                raise  # the time of the message whose turn it is
+            except Exception as error:
+                self._jobs[other] = _Job()
+                self._jobs[other].future.set_exception(error)
+        job = self._jobs.pop(own)
+        try:
+            return job.future.result()
+        finally:
+            job.given_up.set()
+
+    def give_up(self) -> None:
+        """Stop with clients that the server has not waited for."""
+        for job in self._jobs.values():
+            job.given_up.set()
+        self._jobs.clear()
+
+    def _first(
+        self, message: Message, model: nn.Module, read: Read, work: Work, drawing: dict[str, bool]
+    ) -> Result:
+        """A client by itself: the first, to see whether the model draws, and all of a model that does."""
+        kind = message.metadata.message_type
+        batches = read(message)
+        if kind not in drawing:
+            before = torch.get_rng_state()
+            result = self.alone(lambda: work(model, batches))
+            if torch.equal(before, torch.get_rng_state()):
+                if result[1]:
+                    drawing[kind] = False
+                return result
+            drawing[kind] = True
+            batches = read(message)  # seeds the generator again
+        return work(model, batches)
+
+    def _begin(
+        self, message_id: str, model: nn.Module, batches: Iterable[Batch], work: Work
+    ) -> None:
+        job = self._jobs[message_id] = _Job()
+        copies = self._copies.setdefault(model, [])
+
+        def run() -> Result:
+            own = copies.pop() if copies else copy.deepcopy(model)
+            try:
+                return work(own, job.watched(batches))
+            finally:
+                copies.append(own)
+
+        job.future = self._pool.submit(run)

@@ -1,0 +1,132 @@
+"""Clients side by side on threads, against the same clients one after the other."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from zlib import crc32
+
+import pytest
+import torch
+from flwr.app import Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client.crew import Crew, Result
+from settings.schema import Settings
+from simulation.grid import InProcessGrid
+from tasks.stream import Batch
+
+
+@pytest.fixture
+def messages() -> list[Message]:
+    grid = InProcessGrid(ClientApp(), {})
+    sent = [Message(RecordDict(), 7, MessageType.TRAIN) for _ in range(6)]
+    grid.push_messages(sent)
+    return sent
+
+
+def crew(workers: int) -> Crew:
+    made = Crew()
+    made.arrange(Settings(workers=workers))
+    return made
+
+
+def read(message: Message) -> Iterator[Batch]:
+    torch.default_generator.manual_seed(crc32(message.metadata.message_id.encode()))
+    return iter([Batch(torch.ones(2, 3), torch.zeros(2))])
+
+
+def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
+    total = sum(float(model(batch.inputs).sum()) for batch in batches)
+    return {}, {"loss": [total, threading.get_ident()]}
+
+
+def results(
+    workers: int,
+    messages: list[Message],
+    model: nn.Module,
+    do: Callable[[nn.Module, Iterable[Batch]], Result] = work,
+) -> list[Result]:
+    made = crew(workers)
+    return [
+        made.result(message, messages[index + 1 :], model, read, do)
+        for index, message in enumerate(messages)
+    ]
+
+
+def test_a_model_that_draws_is_worked_on_one_client_at_a_time(messages: list[Message]) -> None:
+    model = nn.Dropout(0.5)
+    alone = [work(model, read(message))[1]["loss"][0] for message in messages]
+    assert len(set(alone)) > 1
+    for workers in (1, 3):
+        done = results(workers, messages, model)
+        assert [sums["loss"][0] for _, sums in done] == alone
+        assert {sums["loss"][1] for _, sums in done} == {threading.get_ident()}
+
+
+def test_so_many_at_once(messages: list[Message]) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def slow(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        result = work(model, batches)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return result
+
+    for workers in (1, 3):
+        most = 0
+        results(workers, messages, nn.Identity(), slow)
+        assert most == workers
+
+
+def test_threads_of_a_client_depend_on_the_cohort_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    for settings, expected in (
+        (Settings(cohort="4"), (4, 2)),
+        (Settings(cohort="4", workers=1), (1, 2)),
+        (Settings(cohort="10"), (8, 1)),
+        (Settings(cohort="all"), (8, 1)),
+        (Settings(client_ids="a,b,c"), (4, 2)),
+        (Settings(cohort="1", workers=3), (3, 8)),
+    ):
+        made = Crew()
+        made.arrange(settings)
+        assert (made._workers, made._threads) == expected
+
+
+def test_what_a_peer_raises_is_raised_in_its_turn(messages: list[Message]) -> None:
+    def broken(message: Message) -> Iterator[Batch]:
+        if message in (messages[2], messages[4]):
+            raise OSError(f"no data: {messages.index(message)}")
+        return read(message)
+
+    made, model = crew(2), nn.Identity()
+    for index, message in enumerate(messages):
+        peers = messages[index + 1 :]
+        if index in (2, 4):
+            with pytest.raises(OSError, match=f"no data: {index}"):
+                made.result(message, peers, model, broken, work)
+        else:
+            assert made.result(message, peers, model, broken, work)[1]["loss"][0] == 6
+
+
+def test_what_nobody_waits_for_is_given_up(messages: list[Message]) -> None:
+    steps: dict[str, int] = {}
+
+    def long(message: Message) -> Iterator[Batch]:
+        for step in range(40 if message in messages[2:5] else 1):
+            steps[message.metadata.message_id] = step
+            time.sleep(0.01)
+            yield next(read(message))
+
+    made, model = crew(2), nn.Identity()
+    made.result(messages[0], [], model, long, work)
+    made.result(messages[1], messages[2:5], model, long, work)
+    made.result(messages[5], [], model, long, work)  # the next round: the three are late
+    made._pool.shutdown()
+    assert max(steps.values()) < 30
