@@ -197,10 +197,9 @@ def _clone(content: RecordDict) -> RecordDict:
     own = RecordDict()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            # One by one: an ArrayRecord made from a dict costs three times as much.
-            own[name] = arrays = ArrayRecord()
-            for key, array in record.items():
-                arrays[key] = _same(array)
+            own[name] = arrays = record.copy()
+            # Past the checks of types, which the arrays have passed.
+            arrays.__dict__["_data"] = {key: _same(array) for key, array in record.items()}
         else:
             own[name] = twin = type(record)()
             for key, value in record.items():

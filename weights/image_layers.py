@@ -85,11 +85,12 @@ class Conv2D(Window):
         self.groups = groups
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activates: bool = True) -> Tensor:
         """(batch, height, width, channels) to (batch, height', width', filters)."""
         x, padding = self.padded(x.permute(0, 3, 1, 2))
         y = F.conv2d(x, self.weight, self.bias, self.strides, padding, self.dilation, self.groups)
-        return self.activation(y.permute(0, 2, 3, 1))
+        y = y.permute(0, 2, 3, 1)
+        return self.activation(y) if activates else y
 
 
 class MaxPooling2D(Window):

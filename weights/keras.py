@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from settings.errors import InputError, unknown
 from weights.hdf5 import read, write
+from weights.image_layers import Conv2D, MaxPooling2D
 from weights.initializers import initialise
 from weights.keras_arrays import Variable, variables
 from weights.keras_config import Config, normalised, without_softmax
@@ -47,15 +49,24 @@ class KerasModel(nn.Sequential):
         self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Sequential`, but a GRU behind an Embedding looks up its symbols itself, projected."""
+        """As `nn.Sequential`, but with less work for the same outputs.
+
+        A GRU behind an Embedding looks up its symbols itself, projected; a ReLU in front of a maximum is taken
+        after it, where fewer values are left.
+        """
         embedding: Embedding | None = None
+        relu = False
         for layer, following in zip_longest(self, list(self)[1:]):
             if isinstance(layer, Embedding) and isinstance(following, GRU):
                 embedding = layer
             elif embedding is not None:
                 x, embedding = layer(embedding.ids(x), embedding.weight), None
+            elif isinstance(layer, Conv2D) and isinstance(following, MaxPooling2D):
+                relu = layer.activation is F.relu
+                x = layer(x, activates=not relu)
             else:
-                x = layer(x)
+                x = F.relu(layer(x)) if relu else layer(x)
+                relu = False
         return x
 
     def variables(self) -> list[Variable]:

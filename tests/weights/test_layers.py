@@ -1,5 +1,6 @@
 """Layers on their own: padding, memory layout, and what torch's own layers agree with."""
 
+import functools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tasks.catalogue import load_task
 from weights.image_layers import AveragePooling2D, Conv2D, MaxPooling2D, Pair
 from weights.keras_arrays import variables
 from weights.layers import (
@@ -180,3 +182,19 @@ def test_gates_there_and_back(class_name: str, units: int, inputs: int) -> None:
         for target, tensor in zip(variable.slot.targets, tensors, strict=True):
             assert tensor.shape == layer.get_parameter(target).shape
         assert torch.equal(variable.slot.to_keras(*tensors), array)
+
+
+def test_a_relu_taken_after_the_maximum_changes_no_bit() -> None:
+    """Outputs and gradients of the EMNIST CNN against its layers one after the other."""
+    model = load_task("emnist_cnn").build("")
+    assert isinstance(model, nn.Sequential)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(20, 28, 28, 1, generator=generator)
+    results = []
+    for forward in (model.forward, functools.partial(nn.Sequential.forward, model)):
+        model.zero_grad()
+        outputs = forward(images)  # type: ignore[no-untyped-call]
+        outputs.square().sum().backward()
+        results.append([outputs.detach(), *(weight.grad for weight in model.parameters())])
+    for ours, plain in zip(*results, strict=True):
+        assert torch.equal(ours, plain)
