@@ -169,6 +169,8 @@ def main() -> None:
         return simulate(Settings.from_config(options.simulate).to_config())
     if importlib.util.find_spec("ray") is None:
         return print("no Ray simulation to measure: ray is missing (pip install -e '.[ray]')")
+    if not options.data:
+        parser.error("--data is missing")
     end_on_signals()
     data = str(Path(options.data).resolve())
     results = []
