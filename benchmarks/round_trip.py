@@ -1,6 +1,6 @@
 """Seconds of a round in which clients do nothing: our exchange against Flower's `Strategy.start`.
 
-    python benchmarks/round_trip.py --nodes 8 --rounds 3 --turns 3 [--executor flower]
+    python benchmarks/round_trip.py --nodes 8 --rounds 3 --turns 3 [--executor flower] [--supernode quick]
 
 Both run in one ServerApp on the same SuperLink and SuperNodes, in turns, with the same strategy (Flower's
 FedAvg), the same messages (one a node) and the same clients.
@@ -13,7 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deploy.loopback import COMPLETED, FLOWER, FORKING, Loopback, end_on_signals
+from deploy.loopback import (
+    COMPLETED,
+    FLOWER,
+    FLOWER_SUPERNODE,
+    FORKING,
+    QUICK_SUPERNODE,
+    Loopback,
+    end_on_signals,
+)
 
 APP = Path(__file__).parent / "noop"
 
@@ -22,9 +30,9 @@ def measure(folder: Path, options: argparse.Namespace) -> Any:
     """Run the app once on a federation in `folder`."""
     out = folder / "seconds.json"
     sizes = {key: getattr(options, key) for key in ("nodes", "rounds", "turns")}
-    with Loopback(
-        folder / "federation", FLOWER if options.executor == "flower" else FORKING
-    ) as loopback:
+    executor = FLOWER if options.executor == "flower" else FORKING
+    supernode = QUICK_SUPERNODE if options.supernode == "quick" else FLOWER_SUPERNODE
+    with Loopback(folder / "federation", executor, supernode) as loopback:
         loopback.start(["partition-id=0"] * options.nodes)
         run_id = loopback.submit({"out": str(out), **sizes}, APP)
         loopback.follow(run_id, 3600)
@@ -41,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--executor", choices=("forking", "flower"), default="forking")
+    parser.add_argument("--supernode", choices=("flower", "quick"), default="flower")
     options = parser.parse_args()
     end_on_signals()
     with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,10 @@ FLOWER = (str(BIN / "flower-superexec"),)
 """Flower's own executor: a new Python for every message."""
 FORKING = (sys.executable, str(ROOT / "deploy" / "executor.py"))
 """Ours, which forks."""
+FLOWER_SUPERNODE = (str(BIN / "flower-supernode"),)
+"""Flower's own SuperNode: sleeps 3 s when there is no message."""
+QUICK_SUPERNODE = (sys.executable, str(ROOT / "deploy" / "supernode.py"))
+"""The same, with shorter sleeps while a run goes on."""
 APPS = ("flwr-serverapp", "flwr-clientapp")
 COMPLETED = "finished:completed"
 PATHS = ("data", "init", "save", "json", "logdir")
@@ -53,13 +57,20 @@ class Loopback:
     Args:
         out: Logs, the SuperLink's database, Flower's home and what the runs write.
         executor: Command of the executors: `FORKING` or `FLOWER`.
+        supernode: Command of the SuperNodes: `FLOWER_SUPERNODE` or `QUICK_SUPERNODE`.
     """
 
-    def __init__(self, out: Path, executor: Sequence[str] = FORKING) -> None:
+    def __init__(
+        self,
+        out: Path,
+        executor: Sequence[str] = FORKING,
+        supernode: Sequence[str] = FLOWER_SUPERNODE,
+    ) -> None:
         self.out = out.resolve()
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
         self._executor = executor
+        self._supernode = supernode
         self._home = self.out / "flwr-home"
         self._home.mkdir(parents=True)
         temporary = self.out / "tmp"
@@ -102,8 +113,7 @@ class Loopback:
         """Start SuperNode `node-INDEX`; `node_config` is its `--node-config`."""
         superlink = ("--superlink", f"127.0.0.1:{self._ports['superlink']}")
         words = ("--isolation", "process", "--node-config", node_config)
-        program = str(BIN / "flower-supernode")
-        self._serve(f"node-{index}", program, "--insecure", *superlink, *words)
+        self._serve(f"node-{index}", *self._supernode, "--insecure", *superlink, *words)
 
     def _serve(self, name: str, *program: str) -> None:
         """Start a program that listens, and its executor; after a restart on the port that it had."""
