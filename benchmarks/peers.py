@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def process(script: str, python: str, task: str, data: str) -> tuple[Peer, subpr
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            start_new_session=True,  # TFF starts a process of its own, which would outlive it
             env=OWN | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(path.parent.parent)},
         )
         assert process.stdin is not None
@@ -106,7 +108,7 @@ def measure(task: str, data: str, turns: int) -> dict[str, object]:
             for peer, train in peers.items():
                 seconds[peer].append(train())
         for running in processes:
-            running.kill()
+            os.killpg(running.pid, signal.SIGKILL)
             running.wait()
     ratios = {}
     for ours in (peer for peer in peers if peer.startswith("fedferry")):
