@@ -60,6 +60,7 @@ class Crew:
         threads = max(1, self._cores // (settings.clients_a_round() or self._cores))
         workers = settings.workers or max(1, self._cores // threads)
         if (workers, threads) != (self._workers, self._threads):
+            self.give_up()
             self._pool.shutdown()
             self._pool = ThreadPoolExecutor(
                 workers, "client", initializer=torch.set_num_threads, initargs=(threads,)
@@ -103,11 +104,7 @@ class Crew:
             except Exception as error:
                 self._jobs[other] = _Job()
                 self._jobs[other].future.set_exception(error)
-        job = self._jobs.pop(own)
-        try:
-            return job.future.result()
-        finally:
-            job.given_up.set()
+        return self._take(own)
 
     def give_up(self) -> None:
         """Stop with clients that the server has not waited for."""
@@ -123,7 +120,8 @@ class Crew:
         batches = read(message)
         if kind not in drawing:
             before = torch.get_rng_state()
-            result = self.alone(lambda: work(model, batches))
+            self._begin(message.metadata.message_id, model, batches, work)
+            result = self._take(message.metadata.message_id)
             if torch.equal(before, torch.get_rng_state()):
                 if result[1]:
                     drawing[kind] = False
@@ -131,6 +129,13 @@ class Crew:
             drawing[kind] = True
             batches = read(message)  # seeds the generator again
         return work(model, batches)
+
+    def _take(self, message_id: str) -> Result:
+        job = self._jobs.pop(message_id)
+        try:
+            return job.future.result()
+        finally:
+            job.given_up.set()  # if its time is up
 
     def _begin(
         self, message_id: str, model: nn.Module, batches: Iterable[Batch], work: Work
