@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import settings.threads  # noqa: F401  as our command does, before torch
@@ -60,7 +61,8 @@ def fedferry(task: str, data: str, precision: str, folder: Path) -> Peer:
     return train
 
 
-def process(script: str, python: str, task: str, data: str) -> tuple[Peer, subprocess.Popen[str]]:
+@contextmanager
+def running(script: str, python: str, task: str, data: str) -> Iterator[Peer]:
     """A peer in a process of its own, as its user would start it: it waits while others are timed."""
     path = Path(__file__).with_name(script)
     with tempfile.TemporaryFile("w+") as log:
@@ -71,35 +73,38 @@ def process(script: str, python: str, task: str, data: str) -> tuple[Peer, subpr
             stderr=log,
             text=True,
             start_new_session=True,  # TFF starts a process of its own, which would outlive it
-            env=OWN | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(path.parent.parent)},
+            env=OWN | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         assert process.stdin is not None
         assert process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
-        if stdout.readline().strip() != "ready":
-            log.seek(0)
-            raise SystemExit(f"{script} does not start: {log.read()[-2000:]}")
 
-    def train() -> float:
-        stdin.write("\n")
-        stdin.flush()
-        return float(stdout.readline())
+        def train() -> float:
+            stdin.write("\n")
+            stdin.flush()
+            return float(stdout.readline())
 
-    return train, process
+        try:
+            if stdout.readline().strip() != "ready":
+                log.seek(0)
+                raise SystemExit(f"{script} does not start: {log.read()[-2000:]}")
+            yield train
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def measure(task: str, data: str, turns: int) -> dict[str, object]:
     """Seconds of every peer in every turn, and the ratios of ours to theirs."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        bare, *processes = process("peer_torch.py", sys.executable, task, data)
-        peers = {"bare": bare}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bare = running("peer_torch.py", sys.executable, task, data)
+        peers = {"bare": stack.enter_context(bare)}
         peers["fedferry"] = fedferry(task, data, "float32", folder / "float32")
         if task == "emnist_cnn":
             peers["fedferry bf16"] = fedferry(task, data, "bf16", folder / "bf16")
         if python := os.environ.get("TFF_PYTHON"):
-            peers["TFF"], tff = process("peer_tff.py", python, task, data)
-            processes.append(tff)
+            peers["TFF"] = stack.enter_context(running("peer_tff.py", python, task, data))
         for _ in range(2):
             for train in peers.values():
                 train()
@@ -107,9 +112,6 @@ def measure(task: str, data: str, turns: int) -> dict[str, object]:
         for _ in range(turns):
             for peer, train in peers.items():
                 seconds[peer].append(train())
-        for running in processes:
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
     ratios = {}
     for ours in (peer for peer in peers if peer.startswith("fedferry")):
         for theirs in (peer for peer in peers if not peer.startswith("fedferry")):

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.cohort import Client, can_join, join, update_together
-from client.crew import Crew, Result
+from client.crew import Crew, Result, Work
 from client.data import population, prepared
 from client.lookahead import Lookahead
 from client.mods import compress, time_limit
@@ -65,13 +65,12 @@ def _trained(message: Message, job: "_Job") -> Result:
     def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
         return local_update(task, model, weights, batches, optimizer, settings.precision)
 
-    if not lookahead.announced(message):
-        return work(model, job.batches(message, stream))
-    _crew.arrange(settings)
-    if settings.precision == "float32" and can_join(task, model, optimizer):
+    joins = settings.precision == "float32" and can_join(task, model, optimizer)
+    if joins and lookahead.announced(message):
+        _crew.arrange(settings)
         parameters = sum(array.size for array in weights.values())
         read = functools.partial(job.client, stream=stream)
-        together, failed = join(message, lookahead.peers(message), read, parameters)
+        together, failed = join(message, lookahead.peers(), read, parameters)
         lookahead.keep(failed)
         if len(together) > 1:
             clients = [*together.values()]
@@ -79,27 +78,29 @@ def _trained(message: Message, job: "_Job") -> Result:
             mine, *others = results
             lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
             return mine
-    read_batches = functools.partial(job.batches, stream=stream)
-    return _crew.result(message, lookahead.peers(message), model, read_batches, work)
+    return _result(message, job, stream, work)
 
 
 @app.evaluate()
 def evaluate_model(message: Message, context: Context) -> Message:
     """Evaluate the broadcast model on one client's examples of the split that the message names."""
     job = _Job(message, context, default_split="test")
-    stream = job.stream(1, job.settings.eval_batches, shuffles=False)
 
     def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
         load_arrays(model, job.weights, "the broadcast model")
         return {}, evaluate(job.task, model, batches)
 
-    if lookahead.announced(message):
-        _crew.arrange(job.settings)
-        read = functools.partial(job.batches, stream=stream)
-        result = _crew.result(message, lookahead.peers(message), job.model, read, work)
-    else:
-        result = work(job.model, job.batches(message, stream))
-    return _reply(message, *result)
+    stream = job.stream(1, job.settings.eval_batches, shuffles=False)
+    return _reply(message, *_result(message, job, stream, work))
+
+
+def _result(message: Message, job: "_Job", stream: Stream, work: Work) -> Result:
+    """One client's result: beside those of the clients behind it, where it is known who they are."""
+    if not lookahead.announced(message):
+        return work(job.model, job.batches(message, stream))
+    _crew.arrange(job.settings)
+    read = functools.partial(job.batches, stream=stream)
+    return _crew.result(message, lookahead.peers(), job.model, read, work)
 
 
 class _Job:

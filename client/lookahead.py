@@ -41,10 +41,8 @@ class Lookahead:
         """Results by message id, in place of those that nobody asked for."""
         self._done = dict(results)
 
-    def peers(self, message: Message) -> Iterator[Message]:
-        """Messages that ask for what the current one asks, of the same node and for another client."""
-        if not self.announced(message):
-            return iter(())
+    def peers(self) -> Iterator[Message]:
+        """Messages that ask for what the announced one asks, of the same node and for another client."""
         return (
             other
             for other in self._upcoming

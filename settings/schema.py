@@ -158,7 +158,7 @@ class Settings:
 
     def clients_a_round(self) -> int:
         """Clients that train in a round, 0 for all there are."""
-        return len(self.named_clients()) or (int(self.cohort) if self.cohort.isdigit() else 0)
+        return len(self.named_clients()) or (int(self.cohort) if self.cohort.isdecimal() else 0)
 
 
 def names_in(text: str) -> list[str]:

@@ -85,8 +85,15 @@ def test_the_same_run(
         assert a["comm"] == b["comm"]
 
 
-def test_stopping_in_between_changes_nothing(writers: str, federate: Federate) -> None:
-    values = {**SMALL, "data": writers, "client_optimizer": "sgd:lr=0.05,momentum=0.9"}
+@pytest.mark.parametrize("task", ["emnist_lr", "emnist_cnn"])
+def test_stopping_in_between_changes_nothing(task: str, writers: str, federate: Federate) -> None:
+    values = {
+        **SMALL,
+        "task": task,
+        "data": writers,
+        "max_batches": 2,
+        "client_optimizer": "sgd:lr=0.05,momentum=0.9",
+    }
     _, straight = federate("straight", **values)
     federate("stopped", **{**values, "rounds": 1})
     _, resumed = federate("stopped", **values, resume=True)
