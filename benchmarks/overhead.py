@@ -67,7 +67,7 @@ def idle_app(clients: int) -> ClientApp:
         sums = {"loss": [1.0, 1.0], "num_examples": [1.0], "num_batches": [1.0]}
         content = RecordDict(
             {
-                "arrays": message.content.array_records["arrays"],
+                "arrays": message.content["arrays"],
                 "metrics": MetricRecord({"num-examples": 1, **sums}),
             }
         )

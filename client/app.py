@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -24,7 +24,7 @@ from tasks.evaluation import evaluate
 from tasks.metrics import Sums
 from tasks.stream import Batch, Prepared, Stream, client_seed
 from weights.named import NamedArrays, arrays_of, load_arrays
-from weights.wire import pack, unpack
+from weights.wire import pack, records, unpack
 
 _NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
 
@@ -111,13 +111,14 @@ class _Job:
 
     def __init__(self, message: Message, context: Context, default_split: Split) -> None:
         self.settings = _settings(context)
-        config = message.content.config_records["config"]
+        config = _config(message)
         self._context = context
         self._split = cast(Split, config.get("split", default_split))
         self._round = cast(int, config["server-round"])
         self.task = load_task(self.settings.task)
         self.model = _model(self.settings.task, str(config.get("architecture", "")))
-        self.weights = unpack(message.content.array_records["arrays"], like=arrays_of(self.model))
+        sent = records(message.content, ArrayRecord)["arrays"]
+        self.weights = unpack(sent, like=arrays_of(self.model))
 
     def stream(self, local_epochs: int, max_batches: int, shuffles: bool) -> Stream:
         """How a client's examples become batches."""
@@ -145,7 +146,7 @@ class _Job:
         return Client(examples, stream.chosen(len(examples), np.random.default_rng(seed)))
 
     def _client_id(self, message: Message) -> str:
-        named = message.content.config_records["config"].get("client-id")
+        named = _config(message).get("client-id")
         return str(named or _only_client(self.settings, self._context))
 
     @property
@@ -159,6 +160,10 @@ class _Job:
     def _seed(self, client_id: str) -> int:
         """The same for the same seed, round and client, wherever it runs."""
         return client_seed(self.settings.seed, self._round, client_id)
+
+
+def _config(message: Message) -> ConfigRecord:
+    return records(message.content, ConfigRecord)["config"]
 
 
 def _settings(context: Context) -> Settings:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from client.crew import Result
+from weights.wire import records
 
 
 class Lookahead:
@@ -54,17 +55,14 @@ class Lookahead:
 
 def _what(message: Message) -> object:
     """All that is asked except of whom: the same arrays are the same bytes object."""
-    config = dict(message.content.config_records.get("config", {}))
+    said = records(message.content, ConfigRecord)
+    config = {**said.get("config", {})}
     config.pop("client-id", None)
-    asked = message.content.config_records.get("compression", ConfigRecord())
-    codecs = asked.get("broadcast-codecs")
-    metadata = message.metadata
-    return metadata.message_type, metadata.dst_node_id, config, codecs, _bytes(message)
-
-
-def _bytes(message: Message) -> list[int]:
-    return [
+    codecs = said["compression"].get("broadcast-codecs") if "compression" in said else None
+    data = [
         id(array.data)
-        for record in message.content.array_records.values()
+        for record in records(message.content, ArrayRecord).values()
         for array in record.values()
     ]
+    metadata = message.metadata
+    return metadata.message_type, metadata.dst_node_id, config, codecs, data

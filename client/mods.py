@@ -44,7 +44,7 @@ def time_limit(message: Message, context: Context, call_next: ClientAppCallable)
 
 def compress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Decode the broadcast model; zero, clip and encode the update; say what was done."""
-    asked = message.content.config_records.get(CONFIG)
+    asked = records(message.content, ConfigRecord).get(CONFIG)
     if asked is None:
         return call_next(message, context)
     if "broadcast-codecs" in asked:
@@ -80,7 +80,7 @@ def _encode(
     if not is_finite(update):
         feedback = set()  # what a diverged round lost would never leave the residual again
     if feedback and residual in context.state:
-        kept = context.state.array_records[residual]
+        kept = records(context.state, ArrayRecord)[residual]
         lost = unpack(kept, like={name: update[name] for name in kept})
         update = {n: array + lost[n] if n in lost else array for n, array in update.items()}
     record = encode_arrays(codecs, update, rng)
@@ -92,7 +92,7 @@ def _encode(
 
 def _client(message: Message, context: Context) -> str:
     """Whose update it is: the client that the server named, or else whom this node stands for."""
-    config = message.content.config_records.get("config", ConfigRecord())
+    config = records(message.content, ConfigRecord).get("config", ConfigRecord())
     return str(config.get("client-id", context.node_id))
 
 

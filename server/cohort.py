@@ -16,7 +16,7 @@ from flwr.supercore import log
 from server.exchange import Post, error_reason
 from settings.errors import InputError, few, unknown
 from settings.schema import Settings
-from weights.wire import WireError
+from weights.wire import WireError, records
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 """Seconds between looks for nodes that have connected meanwhile."""
@@ -169,7 +169,7 @@ class Directory:
 
 def _announcement(content: RecordDict) -> tuple[list[str], tuple[int, int]]:
     """Client ids and share of a node's announcement; WireError if it is none."""
-    said = content.config_records.get("clients", ConfigRecord())
+    said = records(content, ConfigRecord).get("clients", ConfigRecord())
     ids, share, shares = (said.get(key) for key in ("client-ids", "partition-id", "num-partitions"))
     if not (isinstance(ids, list) and isinstance(share, int) and isinstance(shares, int)):
         raise WireError("its answer is no announcement of clients")

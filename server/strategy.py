@@ -172,16 +172,14 @@ class WeightedFedAvg(Strategy):
         config: ConfigRecord,
     ) -> list[Message]:
         self._sent = []
+        said = {**config, "server-round": server_round, "architecture": self._architecture}
+        settings = ConfigRecord(said)
+        shared = RecordDict({"arrays": arrays})
         for client_id in client_ids:
-            settings = ConfigRecord(
-                {
-                    **config,
-                    "server-round": server_round,
-                    "client-id": client_id,
-                    "architecture": self._architecture,
-                }
-            )
-            content = RecordDict({"arrays": arrays, "config": settings})
+            # Copies: what is made anew is checked anew, value by value.
+            content, own = shared.copy(), settings.copy()
+            own["client-id"] = client_id
+            content["config"] = own
             node_id = self._directory.node_of[client_id]
             self._sent.append((client_id, Message(content, node_id, message_type)))
         self.tally = Tally(client_ids)

@@ -9,15 +9,17 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from pathlib import Path
+from typing import TypeVar
 
 from flwr.app import (
     Array,
     ArrayRecord,
+    ConfigRecord,
     Context,
     Error,
     Message,
+    MetricRecord,
     RecordDict,
     UserConfig,
 )
@@ -35,6 +37,8 @@ _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 
 
 Announce = Callable[[Message, Iterable[Message]], None]
+RecordType = ArrayRecord | ConfigRecord | MetricRecord
+T = TypeVar("T")
 
 
 class InProcessGrid(Grid):
@@ -174,13 +178,15 @@ class InProcessGrid(Grid):
 
 def _sent(message: Message) -> Message:
     """A message as the other side gets it: what either side changes, the other does not see."""
-    own: Message = Message(metadata=copy(message.metadata), content=_clone(message.content))  # type: ignore[call-overload]
+    own = _with_own_metadata(message)
+    own.content = _clone(message.content)
     return own
 
 
 def _with_own_metadata(message: Message) -> Message:
     """The same content under metadata that the client may change: the reply's sender needs the true ones."""
-    own: Message = Message(metadata=copy(message.metadata), content=message.content)  # type: ignore[call-overload]
+    own = _another(message)
+    own.__dict__["_metadata"] = _another(message.metadata)
     return own
 
 
@@ -194,21 +200,27 @@ def _error(message: Message, code: int, reason: str) -> Message:
 
 def _clone(content: RecordDict) -> RecordDict:
     """Records of one's own over the same immutable bytes: nobody's change is seen by another."""
-    own = RecordDict()
-    for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            own[name] = arrays = record.copy()
-            # Past the checks of types, which the arrays have passed.
-            arrays.__dict__["_data"] = {key: _same(array) for key, array in record.items()}
-        else:
-            own[name] = twin = type(record)()
-            for key, value in record.items():
-                twin[key] = [*value] if isinstance(value, list) else value  # type: ignore[assignment]
+    own = content.copy()
+    # Past the checks of types, which all of it has passed.
+    own.__dict__["_data"] = {name: _twin(record) for name, record in content.items()}
     return own
 
 
-def _same(array: Array) -> Array:
-    """Another object of the same value; `Array(...)` and `copy` take their time."""
-    own = Array.__new__(Array)
-    own.__dict__.update(array.__dict__)
+def _twin(record: RecordType) -> RecordType:
+    own = record.copy()
+    own.__dict__["_data"] = {key: _same(value) for key, value in record.items()}
+    return own
+
+
+def _same(value: object) -> object:
+    """The same value, as another object where it can change."""
+    if isinstance(value, Array):
+        return _another(value)
+    return [*value] if isinstance(value, list) else value
+
+
+def _another(item: T) -> T:
+    """A shallow copy; `copy.copy` takes its time."""
+    own = object.__new__(type(item))
+    own.__dict__.update(item.__dict__)
     return own

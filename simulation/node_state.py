@@ -3,10 +3,10 @@
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from weights.checkpoint import read_checkpoint, write_checkpoint
-from weights.wire import claimed, pack, unpack
+from weights.wire import claimed, pack, records, unpack
 
 
 class NodeStates:
@@ -26,7 +26,7 @@ class NodeStates:
     def save(self, server_round: int, oldest: int, states: dict[int, RecordDict]) -> None:
         """Write what has changed since the last call; drop what no round from `oldest` on needs."""
         for node_id, state in states.items():
-            for name, record in state.array_records.items():
+            for name, record in records(state, ArrayRecord).items():
                 data = [array.data for array in record.values()]
                 before = self._written.get((node_id, name))
                 # The same bytes objects: a state that no message touched. Comparing them costs nothing.

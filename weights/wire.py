@@ -74,7 +74,7 @@ def records(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
 
 def payload_bytes(record: ArrayRecord) -> int:
     """Bytes of all arrays' data, as they go over the wire."""
-    return sum(len(array.data) for array in record.values())
+    return sum([len(array.data) for array in record.values()])
 
 
 def _pack_array(array: Array) -> FlowerArray:

@@ -23,8 +23,9 @@ def message(shapes: list[tuple[int, ...]]) -> Message:
     content = RecordDict(
         {
             "arrays": pack(arrays),
-            "config": ConfigRecord({"client-id": "HAMLET", "seed": [1, 2, 3]}),
-            "metrics": MetricRecord({"loss": [1.5, 2.0], "num-examples": 3}),
+            "config": ConfigRecord({"client-id": "Chloé", "seed": [1, 2, 2**64 - 1], "norm": 0.1}),
+            "odd": ConfigRecord({"a": True, "b": b"\xff" * 200, "c": ["é", "b"], "d": [], "e": -3}),
+            "metrics": MetricRecord({"loss": [1.5, 2.0], "num-examples": 3, "share": 1.0}),
         }
     )
     return Message(content, 7, "train")
