@@ -23,7 +23,7 @@ from typing import IO
 
 from flwr.supercore import constant
 
-_LOADED = ("settings.threads", "torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
+_LOADED = ("torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
 
 
 def serve(tasks: IO[str]) -> None:
@@ -31,8 +31,9 @@ def serve(tasks: IO[str]) -> None:
     atexit.register(leave)  # first, hence called last
     # An app that comes while the other side is still uploading would wait for a whole second, and then two.
     setattr(constant, "PULL_INITIAL_BACKOFF", 0.05)  # noqa: B010
-    for name in _LOADED:
+    for name in ("settings.threads", *_LOADED):
         importlib.import_module(name)
+    del sys.modules["settings.threads"], sys.modules["settings"]  # an app brings its own
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it looks at
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
