@@ -2,31 +2,30 @@
 
 import re
 import time
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator
 from logging import WARNING
+from types import SimpleNamespace
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.serverapp import Grid
 from flwr.supercore import log
+from flwr.superlink.grid import HttpGrid
 
-from server.meter import payload
 from settings.errors import shorten
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _SHARE = 0.05
 """A pause between looks is at least this share of the waiting so far."""
-_LOOKS = 4
+_LOOKS = 10
 """It is at least this many times what the last look took: looking must not take the CPU that the replies need."""
 _GRACE = 2.0
 """Seconds that a message outlives the waiting: what has not come is late, not an error that says `expired`."""
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Errors that tell of the SuperLink, killed while a reply was handed over, and not of the client."""
-_PULLS = 64
-"""Requests that one look at all open messages takes at most, where replies are small."""
-_PULLED_BYTES = 4 * 2**20
-"""Payload that one request may bring in together: a grid holds all that it pulls at once in memory."""
 
 
 def exchange(
@@ -79,7 +78,6 @@ class Post:
         """Ids of the messages without a reply so far -> the nodes that they went to."""
         self._sent: dict[str, Message] = {}
         self._first: dict[str, str] = {}
-        self._largest = 0
 
     def push(self, messages: Iterable[Message], ttl: float) -> list[Message]:
         """Send messages that live `ttl` seconds; returns error replies for those that the grid did not take."""
@@ -96,29 +94,25 @@ class Post:
         return [Message(error, reply_to=message) for message in refused]
 
     def arrivals(self) -> Iterator[Message]:
-        """One look at all open messages: each reply that has come, pulled when it is asked for.
+        """One look at all open messages: each reply that has come, fetched when it is asked for.
 
         A reply is yielded once, and never one to another message: not a duplicate, and nothing that is
         still in flight from before the server was killed. What the SuperLink has lost is asked for again, once.
         """
-        position, failed = 0, False
-        while position < len(self.open):
-            ids = list(islice(self.open, position, position + self._batch()))
+        came, failed = True, False
+        while came and self.open:
             try:
-                pulled = list(self._grid.pull_messages(ids))
+                replies = _arrived(self._grid, self.open.keys())
             except Exception as error:
-                # A reply that Flower cannot read is gone from the SuperLink, which says so next time.
                 if failed:
                     raise
-                log(WARNING, "a reply could not be read: %s: %s", type(error).__name__, error)
+                log(WARNING, "replies could not be pulled: %s: %s", type(error).__name__, error)
                 failed = True
                 continue
-            failed = False
-            position += 0 if pulled else len(ids)
-            while pulled:
-                reply = pulled.pop(0)
+            came = failed = False
+            for reply in replies:
+                came = True
                 if self._closes(reply):
-                    self._largest = max(self._largest, payload(reply))
                     yield reply
 
     def _closes(self, reply: Message) -> bool:
@@ -144,11 +138,39 @@ class Post:
                 return False
         return True
 
-    def _batch(self) -> int:
-        """Messages that one request asks for: a single one where replies are large, or not known yet."""
-        if not self._largest:
-            return 1
-        return max(1, min(_PULLED_BYTES // self._largest, -(-len(self.open) // _PULLS)))
+
+def _arrived(grid: Grid, message_ids: Collection[str]) -> Iterator[Message]:
+    """Replies to these messages that have come: asked for in one request, each fetched when its turn comes.
+
+    Flower's `HttpGrid.pull_messages` fetches all before it returns the first, and loses all if it cannot read one.
+    So it is called for each by itself here, and told what the SuperLink has already said of that one.
+    """
+    if not isinstance(grid, HttpGrid):
+        pulled = list(grid.pull_messages(message_ids))
+        return (pulled.pop(0) for _ in range(len(pulled)))
+    said = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+    handed = zip(said.messages_list, said.message_object_trees, strict=True)
+    return (reply for one in handed for reply in _fetched(grid, *one))
+
+
+def _fetched(grid: HttpGrid, message: ProtoMessage, tree: ObjectTree) -> list[Message]:
+    """The reply that the SuperLink has announced with `message` and `tree`; none if it cannot be read.
+
+    It is gone from the SuperLink then, which says so at the next look.
+    """
+    client = grid._runtime_client
+    said = PullAppMessagesResponse(messages_list=[message], message_object_trees=[tree])
+    known = SimpleNamespace(
+        PullMessages=lambda request: said,
+        PullObject=client.PullObject,
+        ConfirmMessageReceived=client.ConfirmMessageReceived,
+    )
+    alone = SimpleNamespace(_runtime_client=known, _run=grid.run, node=grid.node)
+    try:
+        return list(HttpGrid.pull_messages(alone, ()))  # type: ignore[arg-type]
+    except Exception as error:
+        log(WARNING, "a reply could not be read: %s: %s", type(error).__name__, error)
+        return []
 
 
 def error_reason(reply: Message) -> str:

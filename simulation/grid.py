@@ -8,7 +8,7 @@ state changes, and a message past its time to live is not delivered.
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,7 +115,7 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Deliver the next message (in the order of pushing) among `message_ids`; return its reply."""
-        wanted = message_ids if isinstance(message_ids, set) else set(message_ids)
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
         for message_id in self._pending:
             if message_id in wanted:
                 return [self._deliver(self._pending.pop(message_id))]
