@@ -45,7 +45,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # What the app needs is installed already; `uv sync` at every run would need the network.
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
 }
 
 
@@ -179,7 +179,11 @@ class Loopback:
         )
         if said.returncode:
             raise InputError(f"flwr {words[0]}: {said.stderr.strip() or said.stdout.strip()}")
-        return json.loads(said.stdout)
+        answer = json.loads(said.stdout)
+        if not answer.get("success", True):
+            reason = answer.get("error-message") or "refused"
+            raise InputError(f"flwr {words[0]}: {reason.splitlines()[-1]}")
+        return answer
 
     def submit(self, config: Mapping[str, Value], app: Path = ROOT) -> str:
         """`flwr run` with this run config: the id of the run."""

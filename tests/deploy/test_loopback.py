@@ -1,10 +1,12 @@
 """How the loopback script reads its words."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from deploy.loopback import read_settings
+from deploy import loopback
+from deploy.loopback import Loopback, read_settings
 from settings.errors import InputError
 
 
@@ -31,3 +33,16 @@ def test_words_become_a_run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_mistakes(word: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_settings([word])
+
+
+def test_a_run_that_flower_does_not_take_is_a_mistake_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`flwr run` exits with 0 whatever happens."""
+    said = json.dumps({"success": False, "error-message": "some warnings\nno such connection"})
+    program = tmp_path / "flwr"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(loopback, "BIN", tmp_path)
+    with pytest.raises(InputError, match=r"^flwr run: no such connection$"):
+        Loopback(tmp_path / "out").submit({})
