@@ -4,7 +4,7 @@
     COMPOSE="podman-compose" python deploy/container_test.py     # or what else speaks compose
 
 Starts docker-compose.yml with docker-compose.tls.yml under a project name of its own, prints one line a check,
-exits with 1 at the first that fails, and removes what it started. Takes about ten minutes on two cores, most
+exits with 1 at the first that fails, and removes what it started. Takes six to eleven minutes on two cores, two
 of them waiting until Flower takes a silent client for dead (a minute each).
 """
 

@@ -57,6 +57,7 @@ def test_every_service_is_one_image_without_privileges(plain: dict[str, Any]) ->
     assert sorted(plain) == SERVICES
     for service in plain.values():
         assert service["image"] == "fedferry"
+        assert service["pull_policy"] == "never"  # no registry has it
         assert service["init"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
