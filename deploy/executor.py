@@ -23,14 +23,22 @@ from typing import IO
 
 from flwr.supercore import constant
 
+_PATIENCE = {
+    "PULL_INITIAL_BACKOFF": 0.05,
+    "PULL_BACKOFF_CAP": 0.2,
+    "PULL_MAX_TRIES_PER_OBJECT": None,
+}
+"""How an app waits for an object that is still being uploaded. Flower's waits 1 s, then 2, up to 10, and 500 times;
+what is left is its limit of two hours."""
+
 _LOADED = ("torch", "torch._dynamo", "h5py", "httpcore", "flwr.supernode.cli")
 
 
 def serve(tasks: IO[str]) -> None:
     """Fork for every line; returns when there are no more, and in every child when its task is done."""
     atexit.register(leave)  # first, hence called last
-    # An app that comes while the other side is still uploading would wait for a whole second, and then two.
-    setattr(constant, "PULL_INITIAL_BACKOFF", 0.05)  # noqa: B010
+    for name, value in _PATIENCE.items():
+        setattr(constant, name, value)
     for name in ("settings.threads", *_LOADED):
         importlib.import_module(name)
     del sys.modules["settings.threads"], sys.modules["settings"]  # an app brings its own

@@ -29,6 +29,27 @@ executor.serve(io.StringIO('{"number": 1}\\n'))
 """
 
 
+# The defaults of Flower's function, read when its module is loaded.
+WAITS = """
+import inspect, io
+from deploy import executor
+
+executor._LOADED = ("flwr.supernode.cli",)
+executor.serve(io.StringIO(""))
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+said = inspect.signature(pull_objects).parameters
+for name in ("initial_backoff", "backoff_cap", "max_tries_per_object", "max_time"):
+    print(said[name].default)
+"""
+
+
+def test_apps_look_often_and_long_for_what_is_still_being_uploaded() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["0.05", "0.2", "None", "7200"], done.stderr
+
+
 def test_a_forked_app_starts_afresh_and_ends_without_taking_its_memory_apart() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SERVE], cwd=ROOT, capture_output=True, text=True, timeout=60
