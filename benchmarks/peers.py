@@ -9,6 +9,7 @@ times every peer once; a ratio is the median over turns of neighbours' quotients
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -72,7 +73,7 @@ def running(script: str, python: str, task: str, data: str) -> Iterator[Peer]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            start_new_session=True,  # TFF starts a process of its own, which would outlive it
+            start_new_session=True,  # a group of its own, to be killed together
             env=OWN | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         assert process.stdin is not None
@@ -90,7 +91,11 @@ def running(script: str, python: str, task: str, data: str) -> Iterator[Peer]:
                 raise SystemExit(f"{script} does not start: {log.read()[-2000:]}")
             yield train
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                stdin.close()  # no more lines: it ends by itself, and TFF ends its own process
+                process.wait(10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
