@@ -207,7 +207,7 @@ class _Training:
 
     def run(self, schedule: _Schedule) -> dict[str, list[list[float]]]:
         """Train to the end; the metric sums, by name and client."""
-        outputs: list[Tensor] = []
+        outputs: list[tuple[Tensor, Tensor]] = []
         active = schedule.mask.shape[1]
         weights = self._weights(active)
         for step in range(schedule.mask.shape[0]):
@@ -225,7 +225,7 @@ class _Training:
             for leaf, gradient in zip(self._leaves, gradients, strict=True):
                 leaf.grad = gradient
             self._optimizer.step()
-            outputs.append(scores.detach())
+            outputs.append((scores.detach(), losses.detach()))
         return self._sums(outputs, schedule)
 
     def _weights(self, active: int) -> dict[str, Tensor]:
@@ -233,15 +233,19 @@ class _Training:
         frozen = {name: w.expand(active, *w.shape[1:]) for name, w in self._frozen.items()}
         return dict(zip(self._trained, self._leaves, strict=True)) | frozen
 
-    def _sums(self, outputs: list[Tensor], schedule: _Schedule) -> dict[str, list[list[float]]]:
-        """The metric sums over all steps, by name and client."""
+    def _sums(
+        self, outputs: list[tuple[Tensor, Tensor]], schedule: _Schedule
+    ) -> dict[str, list[list[float]]]:
+        """The metric sums over all steps' scores and losses, by name and client."""
         shape = schedule.mask.shape
-        everything = outputs[0].new_zeros(*shape, outputs[0].shape[-1])
-        for step, scores in enumerate(outputs):
+        everything = outputs[0][0].new_zeros(*shape, outputs[0][0].shape[-1])
+        every_loss = everything.new_zeros(shape)
+        for step, (scores, losses) in enumerate(outputs):
             everything[step, : len(scores)] = scores
+            every_loss[step, : len(losses)] = losses
         batch = Batch(everything, schedule.targets, schedule.mask)
         examples = schedule.mask.sum((0, 2), dtype=torch.float64)
-        values = {"loss": self._loss.losses(everything, batch)}
+        values = {"loss": every_loss}
         values |= {name: metric.values(everything, batch) for name, metric in self._metrics.items()}
         sums = {}
         for name, value in values.items():
