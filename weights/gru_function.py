@@ -9,49 +9,24 @@ Sequences are time-major, (time, batch, features), so that a step is one slice. 
 order r, z, n along the last dimension.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from weights.gru_steps import steps_backward, steps_forward
+
 # Where it pays to lay out a step's factor beforehand: from so many steps and values.
 PACKED_FROM_STEPS = 16
 PACKED_FROM_VALUES = 2**19
-
-
-class Activation(NamedTuple):
-    """An activation function whose derivative needs only its output."""
-
-    function_: Callable[[Tensor], Tensor]
-    """Overwrites its argument, and gives it back."""
-
-    backward: Callable[[Tensor, Tensor, Tensor], object]
-    """(gradient of the output, the output, result): the argument's gradient, into `result`."""
-
-
-def _hard_sigmoid(slope: float) -> Activation:
-    """clip(slope * x + 0.5, 0, 1)."""
-
-    def backward(grad: Tensor, y: Tensor, result: Tensor) -> None:
-        torch.mul(grad, (y > 0) & (y < 1), out=result).mul_(slope)
-
-    return Activation(lambda x: x.mul_(slope).add_(0.5).clamp_(0, 1), backward)
-
-
-_aten = torch.ops.aten
-ACTIVATIONS = {
-    "tanh": Activation(torch.tanh_, lambda g, y, out: _aten.tanh_backward(g, y, grad_input=out)),
-    "sigmoid": Activation(
-        torch.sigmoid_, lambda g, y, out: _aten.sigmoid_backward(g, y, grad_input=out)
-    ),
-    "relu": Activation(torch.relu_, lambda g, y, out: torch.mul(g, y > 0, out=out)),
-    "linear": Activation(lambda x: x, lambda g, y, out: out.copy_(g)),
-    # Keras 2 and Keras 3 give the name hard_sigmoid to different functions.
-    "hard_sigmoid": _hard_sigmoid(0.2),
-    "hard_sigmoid_v3": _hard_sigmoid(1 / 6),
-}
 
 
 class GRUSpec(NamedTuple):
@@ -62,8 +37,8 @@ class GRUSpec(NamedTuple):
     candidate: str
 
 
-class StepProduct:
-    """Products of one small matrix after the other, a step's each, by the same large factor.
+def step_factor(factor: Tensor, steps: int, batch: int, dtype: torch.dtype) -> Tensor:
+    """A factor for the products of one small matrix after the other, a step's each.
 
     Given a few rows and a factor beyond the cache, a plain product spends most of its time bringing
     the factor into the layout it computes with. So oneDNN lays it out once, where that pays and
@@ -75,28 +50,11 @@ class StepProduct:
         batch: How many rows each has.
         dtype: What to multiply in; sums are float32 or the factor's own.
     """
-
-    def __init__(self, factor: Tensor, steps: int, batch: int, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.factor = factor.to(dtype)
-        large = steps >= PACKED_FROM_STEPS and factor.numel() >= PACKED_FROM_VALUES
-        self.linear: Callable[..., Tensor] | None = None
-        if large and _packs(factor, dtype):
-            self.factor = torch.ops.mkldnn._reorder_linear_weight(self.factor.t(), batch)
-            self.linear = torch.ops.mkldnn._linear_pointwise.default
-
-    def of(self, rows: Tensor) -> Tensor:
-        """`rows` (batch, inner) times the factor: (batch, columns) in `rows`' own dtype."""
-        given = rows.to(self.dtype)
-        if self.linear is None:
-            return (given @ self.factor).to(rows.dtype)
-        return self.linear(given, self.factor, None, "none", [], "").to(rows.dtype)
-
-    def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
-        """Adds `of(rows)` to `total` (batch, columns), in place."""
-        if self.linear is None and self.dtype == total.dtype:
-            return total.addmm_(rows, self.factor)
-        return total.add_(self.of(rows))
+    large = steps >= PACKED_FROM_STEPS and factor.numel() >= PACKED_FROM_VALUES
+    result = factor.to(dtype)
+    if large and _packs(factor, dtype):
+        result = torch.ops.mkldnn._reorder_linear_weight(result.t(), batch)
+    return result
 
 
 def _packs(factor: Tensor, dtype: torch.dtype) -> bool:
@@ -107,6 +65,63 @@ def _packs(factor: Tensor, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def run_loop(
+    loop: Callable[..., Any], sequences: Sequence[Tensor], factors: Sequence[Tensor], spec: GRUSpec
+) -> list[Any]:
+    """Runs a loop of `weights.gru_steps`: its results, each for a share of the batch, in order.
+
+    A step of a few rows is too short for several threads to share its products. Instead each thread
+    of this thread's number takes a share of the sequences through all steps. A share has two rows at
+    least: oneDNN multiplies a single one in another order.
+
+    Args:
+        loop: Takes `sequences`, `factors` and `spec`'s fields.
+        sequences: (time, batch, ...).
+        factors: From `step_factor`.
+        spec: The cell.
+    """
+    compiled = _compiled(loop)
+
+    def run(*share: Tensor) -> Any:
+        # Without the optimizer: it has nothing to win here, and would make the first calls slow.
+        plain = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with torch.inference_mode(share[0].is_inference()), torch.no_grad(), plain:
+            return compiled(*share, *factors, *spec)
+
+    shares = min(torch.get_num_threads(), sequences[0].shape[1] // 2)
+    if shares < 2 or not factors[0].is_mkldnn:
+        return [run(*sequences)]
+    return list(_pool().map(run, *(t.tensor_split(shares, dim=1) for t in sequences)))
+
+
+@functools.cache
+def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """`loop` in TorchScript; as it is where torch no longer answers for that."""
+    if sys.version_info >= (3, 14):
+        return loop
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        compiled: Callable[..., Any] = torch.jit.script(loop)
+    return compiled
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """A thread for each core, all of them started, each of which multiplies on its own."""
+    cores = os.cpu_count() or 1
+    ready = threading.Barrier(cores + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(cores, "gru", initializer=start)
+    for _ in range(cores):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(torch.get_num_threads())  # else threads to come would have one as well
+    return pool
 
 
 def gru_forward(
@@ -130,36 +145,25 @@ def gru_forward(
 
     Returns:
         The states before and after each step, (time + 1, batch, units); the gates r, z, n,
-        (time, batch, 3 * units); what the candidate's recurrent weights take, r * h, or with
-        `reset_after` what they give, (time, batch, units).
+        (time, batch, 3 * units); what the candidate's recurrent weights take, r * h in `dtype`, or
+        with `reset_after` what they give, (time, batch, units).
     """
     gates = projected.contiguous()
     steps, batch, _ = gates.shape
     units = state.shape[1]
-    gate_, candidate_ = ACTIVATIONS[spec.gate].function_, ACTIVATIONS[spec.candidate].function_
-    inner = state.new_zeros(steps, batch, units)
+    if spec.reset_after:
+        inner = state.new_zeros(steps, batch, units)
+    else:
+        inner = state.new_empty(steps, batch, units, dtype=dtype)
     if bias_hh is not None:
         gates[..., : 2 * units] += bias_hh[: 2 * units]
         inner += bias_hh[2 * units :]
     states = state.new_empty(steps + 1, batch, units)
     states[0] = state
-    to_gates = StepProduct(weight_hh[: 2 * units].t(), steps, batch, dtype)
-    to_candidate = StepProduct(weight_hh[2 * units :].t(), steps, batch, dtype)
-    for before, after, rz, (r, z, n), q in zip(
-        states[:-1], states[1:], gates[..., : 2 * units], _by_step(gates), inner, strict=True
-    ):
-        gate_(to_gates.add_to(rz, before))
-        if spec.reset_after:
-            n.addcmul_(r, to_candidate.add_to(q, before))
-        else:
-            to_candidate.add_to(n, torch.mul(r, before, out=q))
-        torch.lerp(candidate_(n), before, z, out=after)
+    to_gates = step_factor(weight_hh[: 2 * units].t(), steps, batch, dtype)
+    to_candidate = step_factor(weight_hh[2 * units :].t(), steps, batch, dtype)
+    run_loop(steps_forward, (states, gates, inner), (to_gates, to_candidate), spec)
     return states, gates, inner
-
-
-def _by_step(gates: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """r, z and n of each step."""
-    return zip(*gates.chunk(3, dim=2), strict=True)
 
 
 class GRUFunction(torch.autograd.Function):
@@ -196,39 +200,26 @@ class GRUFunction(torch.autograd.Function):
         spec: GRUSpec = ctx.spec
         dtype: torch.dtype = ctx.dtype
         steps, batch, units = grad.shape
-        gate, candidate = ACTIVATIONS[spec.gate].backward, ACTIVATIONS[spec.candidate].backward
         delta = torch.empty_like(gates)
         delta_rz = delta[..., : 2 * units]
         # What the candidate's recurrent weights are multiplied by, forwards and backwards.
         delta_q = torch.empty_like(inner) if spec.reset_after else delta[..., 2 * units :]
-        from_gates = StepProduct(weight_hh[: 2 * units], steps, batch, dtype)
-        from_candidate = StepProduct(weight_hh[2 * units :], steps, batch, dtype)
-        grad_h = grad[-1]
-        earlier = (torch.zeros_like(grad_h), *grad[:-1])
-        steps_of = (states[:-1], gates[..., : 2 * units], _by_step(gates), inner)
-        grads_of = (delta_rz, _by_step(delta), delta_q)
-        for early, before, rz, (r, z, n), q, d_rz, (dr, dz, dn), dq in reversed(
-            [*zip(earlier, *steps_of, *grads_of, strict=True)]
-        ):
-            candidate(torch.addcmul(grad_h, grad_h, z, value=-1), n, dn)
-            torch.sub(before, n, out=dz).mul_(grad_h)
-            grad_before = torch.addcmul(early, grad_h, z)
-            if spec.reset_after:
-                torch.mul(dn, q, out=dr)
-                from_candidate.add_to(grad_before, torch.mul(dn, r, out=dq))
-            else:
-                grad_rh = from_candidate.of(dn)
-                torch.mul(grad_rh, before, out=dr)
-                grad_before.addcmul_(grad_rh, r)
-            gate(d_rz, rz, d_rz)
-            grad_h = from_gates.add_to(grad_before, d_rz)
+        from_gates = step_factor(weight_hh[: 2 * units], steps, batch, dtype)
+        from_candidate = step_factor(weight_hh[2 * units :], steps, batch, dtype)
+        shares = run_loop(
+            steps_backward,
+            (grad, states, gates, inner, delta, delta_q),
+            (from_gates, from_candidate),
+            spec,
+        )
+        grad_h = torch.cat(shares)
 
         # One row for each step of each sequence.
         before, inner, delta_q = (t.flatten(0, 1) for t in (states[:-1], inner, delta_q))
         rows = before.to(dtype)
         grad_hh = rows.new_empty(weight_hh.shape)
         torch.mm(delta_rz.flatten(0, 1).to(dtype).t(), rows, out=grad_hh[: 2 * units])
-        rows_q = rows if spec.reset_after else inner.to(dtype)
+        rows_q = rows if spec.reset_after else inner
         torch.mm(delta_q.to(dtype).t(), rows_q, out=grad_hh[2 * units :])
         grad_bias = None
         if ctx.needs_input_grad[3]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from settings.errors import InputError, unknown
 from weights import layers
-from weights.gru_function import ACTIVATIONS, GRUFunction, GRUSpec, gru_forward
+from weights.gru_function import GRUFunction, GRUSpec, gru_forward
+from weights.gru_steps import ACTIVATIONS
 
 
 class _Recurrent(nn.Module):

@@ -1,7 +1,9 @@
 """The GRU's written-out gradients against the plain formula under autograd."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -147,3 +149,60 @@ def test_gradients_are_numerical_ones(reset_after: bool) -> None:
     tensors = [tensor for tensor in inputs if tensor is not None]
     missing = [None] * (len(inputs) - len(tensors))
     assert torch.autograd.gradcheck(lambda *given: gru(Inputs(*given, *missing), spec), tensors)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_threads_or_torchscript(
+    reset_after: bool,
+    batch: int,
+    dtype: torch.dtype,
+    threads: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = random_inputs(20, batch, 64, reset_after=reset_after)
+    given = [None if t is None else t.detach().float().requires_grad_() for t in exact]
+    inputs, spec = Inputs._make(given), GRUSpec(reset_after, "sigmoid", "tanh")
+    grad = torch.randn(20, batch, 64)
+    monkeypatch.setattr(gru_function, "PACKED_FROM_VALUES", 0)
+    if not gru_function._packs(grad, dtype):
+        pytest.skip("no oneDNN for this dtype on this machine")
+    pool = Mock(wraps=gru_function._pool)
+    monkeypatch.setattr(gru_function, "_pool", pool)
+
+    def results() -> list[Tensor]:
+        ours = gru(inputs, spec, dtype)
+        return [ours, *torch.autograd.grad(ours, [t for t in given if t is not None], grad)]
+
+    threads(1)
+    alone = results()
+    assert not pool.called
+    threads(4)
+    together = results()
+    assert pool.call_count == (2 if batch >= 4 else 0)  # forwards and backwards
+    with torch.inference_mode():
+        evaluated = gru(inputs, spec, dtype)
+    monkeypatch.setattr(gru_function, "_compiled", lambda loop: loop)
+    python = results()
+    assert torch.equal(evaluated, alone[0])
+    assert all(map(torch.equal, together, alone))
+    assert all(map(torch.equal, python, alone))
+
+
+def test_threads_to_come_keep_their_number(threads: Callable[[int], None]) -> None:
+    threads(3)
+    gru_function._pool.__wrapped__().shutdown()
+    numbers: list[int] = []
+    thread = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *numbers] == [3, 3]

@@ -7,6 +7,8 @@ _TRAIN = """
 import sys
 import torch
 from weights.optimizers import make_optimizer
+from weights.recurrent import GRU
+GRU(3, 4)(torch.ones(2, 5, 3)).sum().backward()
 weight = torch.nn.Parameter(torch.ones(3))
 for spec in ("sgd:lr=0.1,momentum=0.9", "adam:lr=0.1"):
     optimizer = make_optimizer(spec, [weight], "client optimizer")
