@@ -218,10 +218,7 @@ class _Training:
             batch = schedule.batch(step, active)
             scores = self._layers(batch.inputs, weights)
             losses = self._loss.losses(scores, batch)
-            # The gradient of the clients' mean losses, added up: a client's weights have a part in its own alone.
-            # (As a sum, not by grad_outputs: for those torch imports sympy, a second.)
-            mean = (losses * schedule.shares[step, :active]).sum()
-            gradients = torch.autograd.grad(mean, self._leaves)
+            gradients = _gradients(losses, schedule.shares[step, :active], self._leaves)
             for leaf, gradient in zip(self._leaves, gradients, strict=True):
                 leaf.grad = gradient
             self._optimizer.step()
@@ -258,6 +255,18 @@ class _Training:
     def updates(self, initial: NamedArrays) -> NamedArrays:
         """(initial - trained) by name, (clients, ...) each."""
         return {name: initial[name] - weight.numpy() for name, weight in self._trained.items()}
+
+
+def _gradients(losses: Tensor, shares: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Those of the clients' mean losses, added up: a client's weights have a part in its own alone.
+
+    `torch.autograd.grad(losses, leaves, shares)`, which would import sympy (a second) to look at `shares`.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    found: tuple[Tensor, ...] = engine.run_backward(
+        (losses,), (shares,), False, False, tuple(leaves), False, False
+    )
+    return found
 
 
 def _narrow(optimizer: Optimizer, active: int) -> list[Tensor]:
