@@ -4,8 +4,9 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
 from flwr.app.typing import ConfigRecordValues
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde_utils import metadata_to_proto
@@ -65,11 +66,25 @@ def message_bytes(message: Message) -> int:
         else:
             like = {key: _like(value) for key, value in record.items()}
             total += _record_bytes(type(record), json.dumps(like))
-    metadata = metadata_to_proto(message.metadata)
-    metadata.message_id = ""
-    body = ProtoMessage(metadata=metadata).ByteSize()
+    said = message.metadata
+    body = _body_bytes(
+        (said.run_id, said.src_node_id, said.dst_node_id, said.src_task_id, said.dst_task_id),
+        len(said.reply_to_message_id),
+        len(said.group_id),
+        said.message_type,
+    )
     names = tuple(message.content)
     return total + _references("RecordDict", names) + _framed("Message", 1, body)
+
+
+@functools.lru_cache(maxsize=4096)
+def _body_bytes(ids: tuple[Any, ...], reply_to: int, group: int, kind: str) -> int:
+    """Bytes of a message's metadata, given how long the ids are that are text."""
+    run, source, destination, *tasks = ids
+    texts = "0" * reply_to, "0" * group
+    metadata = Metadata(run, "", source, destination, *texts, 1.0, 1.0, kind, *tasks)
+    size: int = ProtoMessage(metadata=metadata_to_proto(metadata)).ByteSize()
+    return size
 
 
 def _like(value: ConfigRecordValues) -> ConfigRecordValues:
