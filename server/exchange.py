@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from logging import WARNING
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
@@ -13,9 +14,11 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.superlink.grid import HttpGrid
 
 from settings.errors import shorten
+
+if TYPE_CHECKING:
+    from flwr.superlink.grid import HttpGrid
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _SHARE = 0.05
@@ -145,15 +148,18 @@ def _arrived(grid: Grid, message_ids: Collection[str]) -> Iterator[Message]:
     Flower's `HttpGrid.pull_messages` fetches all before it returns the first, and loses all if it cannot read one.
     So it is called for each by itself here, and told what the SuperLink has already said of that one.
     """
-    if not isinstance(grid, HttpGrid):
+    client = getattr(grid, "_runtime_client", None)
+    if (
+        client is None
+    ):  # not Flower's HttpGrid, whose import would bring in a SuperLink and its database
         pulled = list(grid.pull_messages(message_ids))
         return (pulled.pop(0) for _ in range(len(pulled)))
-    said = grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+    said = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
     handed = zip(said.messages_list, said.message_object_trees, strict=True)
-    return (reply for one in handed for reply in _fetched(grid, *one))
+    return (reply for one in handed for reply in _fetched(cast("HttpGrid", grid), *one))
 
 
-def _fetched(grid: HttpGrid, message: ProtoMessage, tree: ObjectTree) -> list[Message]:
+def _fetched(grid: "HttpGrid", message: ProtoMessage, tree: ObjectTree) -> list[Message]:
     """The reply that the SuperLink has announced with `message` and `tree`; none if it cannot be read.
 
     It is gone from the SuperLink then, which says so at the next look.
@@ -167,7 +173,7 @@ def _fetched(grid: HttpGrid, message: ProtoMessage, tree: ObjectTree) -> list[Me
     )
     alone = SimpleNamespace(_runtime_client=known, _run=grid.run, node=grid.node)
     try:
-        return list(HttpGrid.pull_messages(alone, ()))  # type: ignore[arg-type]
+        return list(type(grid).pull_messages(alone, ()))  # type: ignore[arg-type]
     except Exception as error:
         log(WARNING, "a reply could not be read: %s: %s", type(error).__name__, error)
         return []
