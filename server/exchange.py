@@ -148,10 +148,9 @@ def _arrived(grid: Grid, message_ids: Collection[str]) -> Iterator[Message]:
     Flower's `HttpGrid.pull_messages` fetches all before it returns the first, and loses all if it cannot read one.
     So it is called for each by itself here, and told what the SuperLink has already said of that one.
     """
+    # Known by what it has: to import HttpGrid would bring in a SuperLink with its database.
     client = getattr(grid, "_runtime_client", None)
-    if (
-        client is None
-    ):  # not Flower's HttpGrid, whose import would bring in a SuperLink and its database
+    if client is None:
         pulled = list(grid.pull_messages(message_ids))
         return (pulled.pop(0) for _ in range(len(pulled)))
     said = client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
