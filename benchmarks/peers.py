@@ -9,7 +9,6 @@ times every peer once; a ratio is the median over turns of neighbours' quotients
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import settings.threads  # noqa: F401  as our command does, before torch
@@ -91,10 +90,10 @@ def running(script: str, python: str, task: str, data: str) -> Iterator[Peer]:
                 raise SystemExit(f"{script} does not start: {log.read()[-2000:]}")
             yield train
         finally:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            with suppress(OSError, subprocess.TimeoutExpired):
                 stdin.close()  # no more lines: it ends by itself, and TFF ends its own process
                 process.wait(10)
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

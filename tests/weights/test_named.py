@@ -65,15 +65,18 @@ def test_load_refuses_what_does_not_fit() -> None:
     assert fingerprint(arrays_of(module)) == before
 
 
-def test_is_finite() -> None:
-    fine = {"a": np.ones(3, np.float32), "n": np.array(5)}
+@pytest.mark.parametrize("size", [4, 20_000])
+def test_is_finite(size: int) -> None:
+    fine = {"a": np.ones((2, size // 2), np.float32), "n": np.array(5)}
     assert is_finite(fine)
     assert is_finite({})
     for bad in (np.nan, np.inf, -np.inf):
-        assert not is_finite({**fine, "b": np.array([0, bad], np.float32)})
-    assert not is_finite({"b": np.array([np.inf, -np.inf])})
-    with np.errstate(over="ignore"):
-        assert is_finite({"sum overflows": np.full(4, 3e38, np.float32)})
+        odd = np.zeros(size, np.float32)
+        odd[size // 3] = bad
+        assert not is_finite({**fine, "b": odd})
+        assert not is_finite({**fine, "b": odd.reshape(2, -1).T})
+    assert not is_finite({"b": np.tile([np.inf, -np.inf], size // 2)})
+    assert is_finite({"sum overflows": np.full(size, 3e38, np.float32)})
 
 
 def test_fingerprint_sees_every_difference() -> None:
