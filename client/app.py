@@ -14,7 +14,7 @@ from client.cohort import Client, can_join, join, update_together
 from client.crew import Crew, Result, Work
 from client.data import population, prepared
 from client.lookahead import Lookahead
-from client.mods import compress, time_limit
+from client.mods import compress, reply_again, time_limit
 from client.update import local_update
 from settings.errors import InputError, unknown
 from settings.schema import Settings, names_in
@@ -47,7 +47,7 @@ def announce(message: Message, context: Context) -> Message:
     return Message(RecordDict({"clients": clients}), reply_to=message)
 
 
-@app.train(mods=[compress])
+@app.train(mods=[reply_again, compress])
 def train(message: Message, context: Context) -> Message:
     """Train the broadcast model on one client's examples; reply with the model update."""
     result = lookahead.take(message)

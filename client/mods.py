@@ -1,4 +1,5 @@
-"""Flower mods: the client's half of compression, which zeroes, clips and encodes the update, and a time limit.
+"""Flower mods: the client's half of compression, which zeroes, clips and encodes the update, a time limit,
+and the reply to a message that comes again.
 
 What compression does is in the `compression` config of the message that `server.compression` sent; a message
 without one passes through unchanged. So a ClientApp that carries this mod works with and without it.
@@ -8,11 +9,13 @@ import json
 import signal
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
@@ -20,6 +23,7 @@ from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import claimed, pack, records, unpack
 
 CONFIG = "compression"
+AGAIN = "again"
 
 
 def time_limit(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -62,8 +66,33 @@ def compress(message: Message, context: Context, call_next: ClientAppCallable) -
         # The server counts it and gives it no weight; as in TFF its norm counts as zero.
         said = {"zeroing-below": True, "clipping-below": True}
     reply.content[CONFIG] = ConfigRecord(dict(said))
-    reply.content[name] = _encode(update, asked, f"residual/{_client(message, context)}", context)
+    reply.content[name] = _encode(update, asked, _residual(message, context), context)
     return reply
+
+
+def reply_again(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Give the same reply to a message that comes again, where a second one would be another: error feedback.
+
+    The server sends a message again when it or the reply to it was lost, and cannot know which. What encoding
+    lost would be added to the client's update twice. So the node's state keeps a client's last reply.
+    """
+    asked = records(message.content, ConfigRecord)
+    first = str(asked[AGAIN]["of"]) if AGAIN in asked else message.metadata.message_id
+    place = f"reply/{_client(message, context)}"
+    kept = records(context.state, ConfigRecord).get(place)
+    if AGAIN in asked and kept is not None and kept["to"] == first:
+        content = recorddict_from_proto(RecordDictProto.FromString(cast(bytes, kept["content"])))
+        return Message(content, reply_to=message)
+    reply = call_next(message, context)
+    if not reply.has_error() and _residual(message, context) in context.state:
+        content = recorddict_to_proto(reply.content).SerializeToString()
+        context.state[place] = ConfigRecord({"to": first, "content": content})
+    return reply
+
+
+def _residual(message: Message, context: Context) -> str:
+    """Where in the node's state a client's residual is."""
+    return f"residual/{_client(message, context)}"
 
 
 def _encode(

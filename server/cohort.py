@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from server.exchange import Post, error_reason
+from server.post import Post, error_reason
 from settings.errors import InputError, few, unknown
 from settings.schema import Settings
 from weights.wire import WireError, records

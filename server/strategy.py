@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from server.aggregation import WeightedMean
 from server.cohort import Cohort, Directory
-from server.exchange import error_reason
+from server.post import error_reason
 from server.replies import Claims, only
 from settings.errors import shorten
 from tasks.metrics import Metric, Sums, add_sums, finalize

@@ -11,7 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from server.exchange import error_reason, exchange
+from server.exchange import exchange
+from server.post import error_reason
 
 app = ServerApp()
 ARRAYS = ArrayRecord({"w": Array(np.zeros(10, np.float32))})

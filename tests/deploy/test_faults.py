@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -76,6 +78,27 @@ def test_superlink_killed_with_its_database(
     federation.start_superlink()
     finish(federation, run_id, run)
     assert [record["comm"]["answered"] for record in run.rounds] == [3, 3, 3]
+    same_model(run, simulated(run))
+
+
+def test_superlink_killed_while_it_hands_a_message_over(
+    federation: Loopback, job: MakeJob, simulated: Simulated
+) -> None:
+    """Its database has the message as delivered, and the node has never seen it. Client h waits behind b."""
+    codec = "topk:fraction=0.02,feedback=true,threshold=100"
+    run = job("handed-over", rounds=3, client_ids="a,b,c,h", codec=codec)
+    run.tell(b="fine wait")
+    run_id = federation.submit(run.settings.to_config())
+    until(lambda: len(run.rounds) == 1)
+    until(lambda: not (run.folder / "b.faults").read_text())
+    federation.kill("superlink")
+    with closing(sqlite3.connect(federation.out / "superlink.db")) as database, database:
+        handed = "UPDATE message_ins SET delivered_at = created_at WHERE delivered_at = ''"
+        assert database.execute(handed).rowcount >= 1
+    (run.folder / "b.go").touch()
+    federation.start_superlink()
+    finish(federation, run_id, run)
+    assert [record["comm"]["answered"] for record in run.rounds] == [4, 4, 4]
     same_model(run, simulated(run))
 
 

@@ -1,4 +1,4 @@
-"""Faults that need no process of their own: updates of 1e30, and a reply that comes a round too late."""
+"""Faults that need no process of their own: updates of 1e30, replies that are lost or come a round too late."""
 
 import shutil
 from collections.abc import Iterable
@@ -7,7 +7,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from flwr.app import Message
+import pytest
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
 from client.app import app as client_app
 from server.rounds import Federation
@@ -42,9 +44,44 @@ class SlowGrid(InProcessGrid):
         return replies
 
 
+class LosingGrid(InProcessGrid):
+    """Loses client a's first message of a round before it is worked on, and g's first reply."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(client_app, settings.to_config())
+        self.lost: list[str] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted = [*message_ids]
+        message = next(self._pending[each] for each in self._pending if each in wanted)
+        config = message.content.config_records
+        client = str(config["config"].get("client-id"))
+        if client not in ("a", "g") or "again" in config:
+            return super().pull_messages(wanted)
+        self.lost.append(client)
+        if client == "a":
+            del self._pending[message.metadata.message_id]
+        else:
+            super().pull_messages(wanted)
+        return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "lost"), reply_to=message)]
+
+
 def settings_of(data: str, **values: Any) -> Settings:
     fixed = {"task": "emnist_lr", "client_ids": "a,g,h", "eval_every": 0}
     return Settings(data=data, **{**fixed, **values})
+
+
+@pytest.mark.parametrize("codec", ["", "topk:fraction=0.02,feedback=true,threshold=100"])
+def test_what_is_lost_and_sent_again_counts_once(codec: str, writers: str) -> None:
+    """In error feedback too, where a client that works twice on one message adds its residual twice."""
+    settings = settings_of(writers, codec=codec)
+    grid = LosingGrid(settings)
+    got = train(grid, settings, 4)
+    assert grid.lost == ["a", "g"] * 4
+    assert [record.comm["answered"] for record in got.history] == [3] * 4
+    wanted = train(InProcessGrid(client_app, settings.to_config()), settings, 4)
+    for name, array in wanted.strategy.weights.items():
+        np.testing.assert_allclose(got.strategy.weights[name], array, rtol=0, atol=1e-6)
 
 
 def train(grid: InProcessGrid, settings: Settings, rounds: int = 2) -> Federation:
