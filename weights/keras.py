@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from settings.errors import InputError, unknown
 from weights.hdf5 import read, write
-from weights.image_layers import Conv2D, MaxPooling2D
+from weights.image_layers import Conv2D, MaxPooling2D, convolved_and_pooled
 from weights.initializers import initialise
 from weights.keras_arrays import Variable, variables
 from weights.keras_config import Config, normalised, without_softmax
@@ -51,22 +50,19 @@ class KerasModel(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Sequential`, but with less work for the same outputs.
 
-        A GRU behind an Embedding looks up its symbols itself, projected; a ReLU in front of a maximum is taken
-        after it, where fewer values are left.
+        A GRU behind an Embedding looks up its symbols itself, projected; a convolution and the maximum behind it are
+        one.
         """
-        embedding: Embedding | None = None
-        relu = False
-        for layer, following in zip_longest(self, list(self)[1:]):
+        layers = iter(zip_longest(self, list(self)[1:]))
+        for layer, following in layers:
             if isinstance(layer, Embedding) and isinstance(following, GRU):
-                embedding = layer
-            elif embedding is not None:
-                x, embedding = layer(embedding.ids(x), embedding.weight), None
+                x = following(layer.ids(x), layer.weight)
+                next(layers)
             elif isinstance(layer, Conv2D) and isinstance(following, MaxPooling2D):
-                relu = layer.activation is F.relu
-                x = layer(x, activates=not relu)
+                x = convolved_and_pooled(layer, following, x)
+                next(layers)
             else:
-                x = F.relu(layer(x)) if relu else layer(x)
-                relu = False
+                x = layer(x)
         return x
 
     def variables(self) -> list[Variable]:
