@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.cohort import Client, can_join, join, update_together
+from client.cohort import can_join, join, update_together
 from client.crew import Crew, Result, Work
-from client.data import population, prepared
+from client.data import Client, population, prepared
 from client.lookahead import Lookahead
 from client.mods import compress, reply_again, time_limit
 from client.update import local_update
@@ -74,8 +74,7 @@ def _trained(message: Message, job: "_Job") -> Result:
         lookahead.keep(failed)
         if len(together) > 1:
             clients = [*together.values()]
-            results = _crew.alone(lambda: update_together(task, model, weights, clients, optimizer))
-            mine, *others = results
+            mine, *others = update_together(task, model, weights, clients, optimizer, _crew)
             lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
             return mine
     return _result(message, job, stream, work)

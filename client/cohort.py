@@ -6,22 +6,22 @@ batch is filled up with rows that weigh nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from flwr.app import Message
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from client.data import size_of
+from client.crew import Crew
+from client.data import Client, size_of
+from client.regression import regression
 from client.stacked import Stacked, stacked
 from settings.spec import parse_spec
 from tasks.metrics import MeanLoss, MeanMetric, Sums
-from tasks.stream import Batch, Prepared
+from tasks.stream import Batch
 from tasks.task import Task
 from weights.named import NamedArrays, trainable_names
 from weights.optimizers import OPTIMIZERS, make_optimizer
@@ -34,14 +34,6 @@ MOST_BYTES = 64 * 2**20
 
 _ROW = 256
 """Bytes for each row of each batch: index, mask, share, and outputs of a few dozen classes."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """A client's examples, and which of them are in each of its batches."""
-
-    prepared: Prepared
-    chosen: Sequence[npt.NDArray[np.int64]]
 
 
 def can_join(task: Task, model: nn.Module, client_optimizer: str) -> bool:
@@ -119,6 +111,7 @@ def update_together(
     initial: NamedArrays,
     clients: Sequence[Client],
     client_optimizer: str,
+    crew: Crew,
 ) -> list[tuple[NamedArrays, Sums]]:
     """What `client.update.local_update` returns, for each of the clients, to rounding.
 
@@ -128,7 +121,23 @@ def update_together(
         initial: The broadcast weights, all state names.
         clients: Their examples are of one shape and one dtype, and have one target each and no mask.
         client_optimizer: A spec; see `can_join`.
+        crew: On whose threads.
     """
+    layers = cast(Stacked, stacked(model))
+    if (small := regression(task, layers, client_optimizer)) is not None:
+        results = small.train(task, initial, clients, crew)
+        if results is not None:
+            return results
+    return crew.alone(lambda: _stacked(task, model, initial, clients, client_optimizer))
+
+
+def _stacked(
+    task: Task,
+    model: nn.Module,
+    initial: NamedArrays,
+    clients: Sequence[Client],
+    client_optimizer: str,
+) -> list[tuple[NamedArrays, Sums]]:
     # Longest first, so that those that are done leave from the end.
     order = sorted(range(len(clients)), key=lambda index: -len(clients[index].chosen))
     order = [index for index in order if clients[index].chosen]

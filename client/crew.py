@@ -5,7 +5,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ from weights.named import NamedArrays
 Result = tuple[NamedArrays, Sums]
 Read = Callable[[Message], Iterable[Batch]]
 Work = Callable[[nn.Module, Iterable[Batch]], Result]
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -86,6 +87,25 @@ class Crew:
     def alone(self, work: Callable[[], T]) -> T:
         """Do something on the threads that one client gets."""
         return self._pool.submit(work).result()
+
+    def spread(self, work: Callable[[Item], None], items: Iterable[Item]) -> None:
+        """Do something with each item, here and on the other threads: work that leaves Python's lock, without torch.
+
+        Here too, because two threads that wake up while a third one waits for them may share a core for milliseconds.
+        """
+        left = iter(items)
+
+        def some() -> None:
+            for item in left:
+                work(item)
+
+        helpers = [self._pool.submit(some) for _ in range(self._workers - 1)]
+        try:
+            some()
+        finally:
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
 
     def result(
         self, message: Message, peers: Iterable[Message], model: nn.Module, read: Read, work: Work

@@ -2,7 +2,11 @@
 
 import functools
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tasks.catalogue import load_task
@@ -11,6 +15,14 @@ from tasks.stream import Prepared
 
 MOST_BYTES = 64 * 2**20
 """Of prepared examples that are kept: a round of small clients need not read them again."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client's examples, and which of them are in each of its batches."""
+
+    prepared: Prepared
+    chosen: Sequence[npt.NDArray[np.int64]]
 
 
 class _Kept:

@@ -89,6 +89,11 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         """The product of indices."""
         return self.mul(one, index_of(other))
 
+    def least(self, one: Value, other: Value) -> Value:
+        """The smaller of two indices."""
+        one, other = index_of(one), index_of(other)
+        return self.select(self.icmp_signed("<", one, other), one, other)
+
     def index(self, pointer: Value) -> Value:
         """The 32-bit integer there, as an index."""
         return self.sext(self.load(pointer), INDEX)
@@ -103,6 +108,10 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         """Store a vector from there on."""
         self.store(vector, self.bitcast(pointer, self._vector.as_pointer())).align = 4
 
+    def zeros(self) -> Value:
+        """A vector of zeros."""
+        return ir.Constant(self._vector, [0.0] * self.lanes)
+
     def spread(self, scalar: Value) -> Value:
         """A vector that holds one float everywhere."""
         nothing = ir.Constant(self._vector, ir.Undefined)
@@ -112,6 +121,64 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
     def multiply_add(self, one: Value, other: Value, addend: Value) -> Value:
         """The product of two vectors and a third added, fused where the processor does that."""
         return self.call(self._multiply_add, [one, other, addend])
+
+    def largest(self, vectors: Sequence[Value]) -> Value:
+        """The largest float of all vectors, everywhere."""
+        kind = ir.FunctionType(FLOAT, [self._vector])
+        reduce = self._intrinsic(f"llvm.vector.reduce.fmax.v{self.lanes}f32", kind)
+        found = vectors[0]
+        for vector in vectors[1:]:
+            found = self.select(self.fcmp_unordered(">", vector, found), vector, found)
+        return self.spread(self.call(reduce, [found]))
+
+    def total(self, vectors: Sequence[Value]) -> Value:
+        """The sum of all vectors' floats, everywhere."""
+        found = vectors[0]
+        for vector in vectors[1:]:
+            found = self.fadd(found, vector)
+        width = self.lanes
+        while width > 1:  # halves onto one another
+            width //= 2
+            order = [(lane + width) % self.lanes for lane in range(self.lanes)]
+            turned = ir.Constant(ir.VectorType(INT, self.lanes), order)
+            found = self.fadd(found, self.shuffle_vector(found, found, turned))
+        return found
+
+    def where_index_is(self, index: Value, vector: Value) -> Value:
+        """The vector at one index, and 0 elsewhere."""
+        kind = ir.VectorType(INDEX, self.lanes)
+        nothing = ir.Constant(kind, ir.Undefined)
+        first = self.insert_element(nothing, index, INT(0))
+        wanted = self.shuffle_vector(first, nothing, self._everywhere)
+        own = ir.Constant(kind, list(range(self.lanes)))
+        return self.select(self.icmp_signed("==", own, wanted), vector, self.zeros())
+
+    def exponential(self, vector: Value) -> Value:
+        """e^x of floats that are not positive, to two units in the last place (Cephes' `expf`); 0 under -87."""
+        kind = ir.VectorType(INT, self.lanes)
+
+        def same(value: float) -> Value:
+            return ir.Constant(self._vector, [value] * self.lanes)
+
+        x = self.select(self.fcmp_ordered(">", vector, same(-87.0)), vector, same(-87.0))
+        # x = n ln 2 + r, |r| at most ln 2 / 2; n by rounding to the nearest whole number.
+        shift = same(12582912.0)
+        n = self.fsub(self.multiply_add(x, same(1.44269504), shift), shift)
+        r = self.multiply_add(n, same(-0.693359375), x)
+        r = self.multiply_add(n, same(2.12194440e-4), r)
+        p = same(1.9875691500e-4)
+        for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+            p = self.multiply_add(p, r, same(term))
+        p = self.fadd(self.multiply_add(p, self.fmul(r, r), r), same(1.0))
+        # Times 2^n: n is added to the exponent's bits.
+        bits = self.shl(self.fptosi(n, kind), ir.Constant(kind, [23] * self.lanes))
+        found = self.bitcast(self.add(self.bitcast(p, kind), bits), self._vector)
+        found = self.select(self.fcmp_ordered("<", vector, same(-87.0)), same(0.0), found)
+        return self.select(self.fcmp_unordered("uno", vector, vector), vector, found)
+
+    def _intrinsic(self, name: str, kind: Value) -> Value:
+        known = self.source.globals.get(name)
+        return known if known is not None else ir.Function(self.source, kind, name)
 
     def compiled(self, cpu: str = "", features: str = "") -> Callable[..., None]:
         """The function, for this processor or the one that is named; it runs without Python's lock."""

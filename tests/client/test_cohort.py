@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.cohort import Client, can_join, update_together
+from client.cohort import can_join, update_together
+from client.crew import Crew
+from client.data import Client
 from client.update import local_update
+from settings.schema import Settings
 from tasks.catalogue import load_task
 from tasks.metrics import MeanMetric, Metric
 from tasks.stream import Batch, Prepared, Stream
@@ -53,6 +56,8 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
 
+CREW = Crew()
+CREW.arrange(Settings())
 TASK = replace(load_task("emnist_lr"), batch_size=8)
 
 
@@ -90,7 +95,7 @@ def test_together_is_as_one_by_one(
         Client(data, stream.chosen(len(data), np.random.default_rng(index)))
         for index, data in enumerate(prepared)
     ]
-    together = update_together(TASK, model, initial, clients, optimizer)
+    together = update_together(TASK, model, initial, clients, optimizer, CREW)
     for index, (data, (update, sums)) in enumerate(zip(prepared, together, strict=True)):
         batches = stream.batches(data, np.random.default_rng(index))
         alone, alone_sums = local_update(TASK, model, initial, batches, optimizer)
@@ -175,7 +180,9 @@ def test_an_activation_over_classes_stays_with_its_row() -> None:
     clients = [Client(examples(9), [np.arange(9)]), Client(examples(5), [np.arange(5)])]
     initial = arrays_of(model)
     for client, (update, _) in zip(
-        clients, update_together(TASK, model, initial, clients, "sgd:lr=1.0"), strict=True
+        clients,
+        update_together(TASK, model, initial, clients, "sgd:lr=1.0", CREW),
+        strict=True,
     ):
         batch = Batch(client.prepared.inputs, client.prepared.targets)
         copied = {name: array.copy() for name, array in initial.items()}
