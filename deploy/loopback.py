@@ -39,6 +39,8 @@ QUICK_SUPERNODE = (sys.executable, str(ROOT / "deploy" / "supernode.py"))
 APPS = ("flwr-serverapp", "flwr-clientapp")
 COMPLETED = "finished:completed"
 PATHS = ("data", "init", "save", "json", "logdir")
+NAMES = ("sample", "tff", "dickens")
+"""What stands for data or a checkpoint in place of a path, beside `hf:NAME`."""
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -252,7 +254,8 @@ def read_settings(pairs: Sequence[str]) -> dict[str, Value]:
             except ValueError:
                 raise InputError(f"{key} must be a number, not {text!r}") from None
         else:
-            config[key] = str(Path(text).resolve()) if key in PATHS and text != "sample" else text
+            a_path = key in PATHS and text not in NAMES and not text.startswith("hf:")
+            config[key] = str(Path(text).resolve()) if a_path else text
     return Settings.from_config(config).to_config()
 
 

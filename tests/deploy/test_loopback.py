@@ -22,6 +22,14 @@ def test_words_become_a_run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    "word", ["data=sample", "data=tff", "data=hf:flwrlabs/femnist", "init=dickens"]
+)
+def test_names_of_data_and_checkpoints_are_no_paths(word: str) -> None:
+    key, _, name = word.partition("=")
+    assert read_settings([word])[key] == name
+
+
+@pytest.mark.parametrize(
     ("word", "said"),
     [
         ("tsk=emnist_lr", "unknown setting 'tsk': the nearest are task"),
