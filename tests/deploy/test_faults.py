@@ -85,8 +85,7 @@ def test_superlink_killed_while_it_hands_a_message_over(
     federation: Loopback, job: MakeJob, simulated: Simulated
 ) -> None:
     """Its database has the message as delivered, and the node has never seen it. Client h waits behind b."""
-    codec = "topk:fraction=0.02,feedback=true,threshold=100"
-    run = job("handed-over", rounds=3, client_ids="a,b,c,h", codec=codec)
+    run = job("handed-over", rounds=3, client_ids="a,b,c,h")
     run.tell(b="fine wait")
     run_id = federation.submit(run.settings.to_config())
     until(lambda: len(run.rounds) == 1)
