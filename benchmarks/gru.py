@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it
+import settings.threads  # noqa: F401  as our command does, before torch
 
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

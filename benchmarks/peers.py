@@ -31,7 +31,8 @@ from tasks.catalogue import load_task
 logging.getLogger("flwr").setLevel(logging.WARNING)
 CLIENTS = 10
 EPOCHS = {"emnist_lr": 5, "emnist_cnn": 1}
-OWN = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+_OURS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+OWN = {name: value for name, value in os.environ.items() if name not in _OURS}
 """The peers' environment, without what we set in ours."""
 Peer = Callable[[], float]
 

@@ -8,10 +8,9 @@ from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-# Read when torch is loaded. Threads that spin while they wait make small models ten times slower
-# wherever other processes use the same cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import settings.threads  # noqa: F401  before torch
 
+# isort: split
 import h5py
 import numpy as np
 import pytest

@@ -5,7 +5,6 @@ error ends it, with the cell and its traceback.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -15,6 +14,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
+
+import settings.threads  # noqa: F401  the notebooks' kernels get its environment
 
 HERE = Path(__file__).parent
 NOTEBOOKS = [
@@ -46,8 +47,6 @@ def main() -> None:
         "--write", action="store_true", help="put the outputs into the notebooks themselves"
     )
     arguments = parser.parse_args()
-    # Threads that spin while they wait make a busy machine ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for notebook in arguments.notebooks:
         target = notebook if arguments.write else Path("runs/tutorials") / notebook.name
         print(f"{notebook.name} ...", end=" ", flush=True)

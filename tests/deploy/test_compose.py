@@ -115,7 +115,6 @@ def test_the_image_is_non_root_silent_and_complete() -> None:
         "FLWR_TELEMETRY_ENABLED=0",
         "FLWR_DISABLE_UPDATE_CHECK=1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
-        "OMP_WAIT_POLICY=PASSIVE",
     ):
         assert setting in recipe
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
