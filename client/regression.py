@@ -104,16 +104,20 @@ def _trained(
     size = max(len(client.chosen[0]) for client in clients)
     blocks = -(-size // kernel.rows)
     steps = [len(client.chosen) for client in clients]
-    rows = np.zeros((sum(steps), blocks * kernel.rows), np.int64)
+    rows = np.empty((sum(steps), blocks * kernel.rows), np.int64)
     shares = np.zeros(rows.shape, np.float32)
     ends = [*accumulate(steps)]
     for client, end, count in zip(clients, ends, steps, strict=True):
         last = len(client.chosen[-1])
         flat = np.concatenate(client.chosen)
-        rows[end - count : end - 1, :size] = flat[: len(flat) - last].reshape(count - 1, size)
+        whole = flat[: len(flat) - last].reshape(count - 1, size)
+        rows[end - count : end - 1, :size] = whole
         shares[end - count : end - 1, :size] = 1 / size
         rows[end - 1, :last] = flat[len(flat) - last :]
         shares[end - 1, :last] = 1 / last
+        # Rows of the batch's own fill it up: they are finite where the batch is.
+        rows[end - count : end - 1, size:] = whole[:, :1]
+        rows[end - 1, last:] = flat[-1]
     rates = shares * np.float32(rate)
     weights = np.tile(start, (len(clients), 1, 1))
     scores = np.empty((*rows.shape, kernel.columns), np.float32)

@@ -140,6 +140,18 @@ def test_an_input_that_is_not_a_number_spoils_the_update() -> None:
     assert all(np.isnan(array).all() for array in got[0][0].values())
 
 
+def test_an_example_that_is_in_no_batch_spoils_nothing() -> None:
+    """Though a batch of 4 is filled up to a block."""
+    model, [client] = linear(), made((30,), 13, 3, 4)
+    client.prepared.inputs[0] = float("nan")
+    client = replace(client, chosen=[np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8]), np.array([9])])
+    got = by_kernel(model, [client])
+    assert got is not None
+    [(update, _)], [(other, _)] = got, one_by_one(model, [client], 4)
+    for name, array in other.items():
+        np.testing.assert_allclose(update[name], array, rtol=1e-5, atol=1e-6)
+
+
 def test_with_the_registers_of_avx2() -> None:
     from weights.regression_kernel import layout, training
 
