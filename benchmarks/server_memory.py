@@ -29,6 +29,7 @@ from torch import nn
 
 from client.mods import compress
 from server.rounds import Federation
+from settings.memory import share_freed
 from settings.schema import Settings
 from tasks.data import InMemory
 from tasks.task import Task
@@ -142,6 +143,7 @@ class StubbedGrid(HttpGrid):
 
 def peak(replies: int, aggregator: str, rounds: int) -> Iterator[float]:
     """Peak memory in MB after discovery, and after the rounds."""
+    share_freed()  # as the ServerApp does
     settings = Settings(
         task="benchmarks.server_memory:TASK",
         data="none",

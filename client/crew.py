@@ -1,8 +1,6 @@
 """Clients of a simulation side by side, each on its own core: that beats many threads inside one client."""
 
 import copy
-import ctypes
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +12,7 @@ import torch
 from flwr.app import Message
 from torch import nn
 
+from settings.memory import keep_freed
 from settings.schema import Settings
 from tasks.metrics import Sums
 from tasks.stream import Batch
@@ -24,9 +23,6 @@ Read = Callable[[Message], Iterable[Batch]]
 Work = Callable[[nn.Module, Iterable[Batch]], Result]
 Item = TypeVar("Item")
 T = TypeVar("T")
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""glibc's `M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` (malloc.h)."""
 
 
 @dataclass
@@ -42,16 +38,6 @@ class _Job:
             if self.given_up.is_set():
                 raise TimeoutError("nobody waits for this client any more")
             yield batch
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step, which asks for the same megabytes of gradients again.
-
-    Else it gives them back, and new pages take a twentieth of a bfloat16 round.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option, size in ((_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**29)):
-            libc.mallopt(option, size)
 
 
 class Crew:
@@ -78,7 +64,7 @@ class Crew:
         if (workers, threads) != (self._workers, self._threads):
             self.give_up()
             self._pool.shutdown()
-            _keep_freed_memory()
+            keep_freed()
             self._pool = ThreadPoolExecutor(
                 workers, "client", initializer=torch.set_num_threads, initargs=(threads,)
             )

@@ -4,6 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.rounds import Federation
+from settings.memory import share_freed
 from settings.schema import Settings
 
 app = ServerApp()
@@ -12,4 +13,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
+    share_freed()
     Federation(Settings.from_config(context.run_config), grid).run()

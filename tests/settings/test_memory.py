@@ -1,0 +1,42 @@
+"""What glibc keeps of freed memory, in a process of its own."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
+    reason="glibc's allocator alone is told",
+)
+
+
+def test_what_threads_have_freed_serves_all() -> None:
+    """Sixteen arrays of 16 MB, each from a thread of its own as Flower fetches them."""
+    program = """
+import threading
+from pathlib import Path
+import numpy as np
+from settings.memory import share_freed
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def fetch() -> None:
+    pieces = [np.ones(4_000_000, np.float32) for _ in range(2)]
+
+share_freed()
+before = resident()
+for _ in range(8):
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print(resident() - before)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert int(said.stdout) < 40 * 2**20
