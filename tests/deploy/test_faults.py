@@ -21,6 +21,15 @@ def finish(federation: Loopback, run_id: str, job: Job) -> None:
     assert federation.wait(run_id, 30)[0] == COMPLETED
 
 
+def start_till_b_waits(federation: Loopback, job: Job) -> str:
+    """Start a run whose client b waits in round 2, until it does; the run's id."""
+    job.tell(b="fine wait")
+    run_id = federation.submit(job.settings.to_config())
+    until(lambda: len(job.rounds) == 1)
+    until(lambda: not (job.folder / "b.faults").read_text())
+    return run_id
+
+
 def test_two_runs_at_once(federation: Loopback, job: MakeJob, simulated: Simulated) -> None:
     jobs = [job(f"seed-{seed}", rounds=2, cohort="4", seed=seed) for seed in (1, 2)]
     runs = [federation.submit(each.settings.to_config()) for each in jobs]
@@ -52,10 +61,7 @@ def test_clients_and_a_supernode_fail(
 
 def test_serverapp_killed(federation: Loopback, job: MakeJob, simulated: Simulated) -> None:
     run = job("serverapp", rounds=3, client_ids="a,b,c")
-    run.tell(b="fine wait")
-    run_id = federation.submit(run.settings.to_config())
-    until(lambda: len(run.rounds) == 1)
-    until(lambda: not (run.folder / "b.faults").read_text())
+    run_id = start_till_b_waits(federation, run)
     os.kill(federation.apps("superlink")[-1], signal.SIGKILL)
     (run.folder / "b.go").touch()
     again = federation.submit(run.settings.to_config() | {"resume": True})
@@ -69,10 +75,7 @@ def test_superlink_killed_with_its_database(
     federation: Loopback, job: MakeJob, simulated: Simulated
 ) -> None:
     run = job("superlink", rounds=3, client_ids="a,b,c")
-    run.tell(b="fine wait")
-    run_id = federation.submit(run.settings.to_config())
-    until(lambda: len(run.rounds) == 1)
-    until(lambda: not (run.folder / "b.faults").read_text())
+    run_id = start_till_b_waits(federation, run)
     federation.kill("superlink")
     (run.folder / "b.go").touch()
     federation.start_superlink()
@@ -86,10 +89,7 @@ def test_superlink_killed_while_it_hands_a_message_over(
 ) -> None:
     """Its database has the message as delivered, and the node has never seen it. Client h waits behind b."""
     run = job("handed-over", rounds=3, client_ids="a,b,c,h")
-    run.tell(b="fine wait")
-    run_id = federation.submit(run.settings.to_config())
-    until(lambda: len(run.rounds) == 1)
-    until(lambda: not (run.folder / "b.faults").read_text())
+    run_id = start_till_b_waits(federation, run)
     federation.kill("superlink")
     with closing(sqlite3.connect(federation.out / "superlink.db")) as database, database:
         handed = "UPDATE message_ins SET delivered_at = created_at WHERE delivered_at = ''"
