@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import hparams, scalar, text
+from torch.utils.tensorboard.summary import hparams, text
 
 from settings.errors import InputError
 
@@ -40,9 +41,11 @@ class Board:
         self._add(Event(file_version="brain.Event:2"), first_step)
         self._add(Event(session_log=SessionLog(status=SessionLog.START)), first_step)
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """Log a number."""
-        self._add(Event(summary=scalar(tag, value)), step)  # type: ignore[no-untyped-call]
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers by tag, in one event: a round has some thirty."""
+        numbers = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        if numbers:
+            self._add(Event(summary=Summary(value=numbers)), step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Log a text."""
@@ -52,8 +55,7 @@ class Board:
         """Log a run's settings with the metrics that it ended with."""
         for summary in hparams(dict(settings), dict(metrics)):  # type: ignore[no-untyped-call]
             self._add(Event(summary=summary), 0)
-        for tag, value in metrics.items():
-            self.scalar(tag, value, 0)
+        self.scalars(metrics, 0)
 
     def flush(self) -> None:
         """Append what has been logged to the file, all of it or nothing.

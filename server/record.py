@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from textwrap import indent
@@ -12,7 +13,7 @@ from server.board import Board
 from server.meter import Traffic
 from server.strategy import Tally
 from settings.schema import Settings
-from weights.checkpoint import replacing
+from weights.checkpoint import json_text, replacing
 
 Metrics = dict[str, float]
 METRICS = "metrics.json"
@@ -46,20 +47,20 @@ class RoundRecord:
     unsaved: str = ""
 
     @cached_property
-    def plain(self) -> dict[str, Any]:
-        """The record as a dict, made once: files hold all rounds, and are written in every one."""
-        return asdict(self)
+    def exact(self) -> str:
+        """The record in a line for `json.loads`, made once: files hold all rounds, and are written in every one."""
+        return json.dumps({item.name: getattr(self, item.name) for item in fields(self)})
 
     @cached_property
     def text(self) -> str:
-        """The record as JSON, in one line, made once."""
-        return json.dumps(_without_nan(self.plain), allow_nan=False)
+        """The same as JSON for others, which has no NaN."""
+        return json.dumps(_without_nan(json.loads(self.exact)), allow_nan=False)
 
 
 def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> dict[str, Any]:
     """A round's traffic: bits to and from the clients, cumulative over the run as the tutorial plots it."""
     last = before[-1].comm if before else {}
-    bits = {f"{name}_bits": 8 * count for name, count in asdict(traffic).items()}
+    bits = {f"{name}_bits": 8 * count for name, count in vars(traffic).items()}
     total = {f"cumulative_{name}": last.get(f"cumulative_{name}", 0) + bits[name] for name in bits}
     counts = {
         "asked": tally.asked,
@@ -90,25 +91,28 @@ class Recorder:
         self, settings: Settings, logdir: Path, history: list[RoundRecord], before: Metrics
     ) -> None:
         self.settings = settings
+        self._config = settings.to_config()
         self._logdir = logdir
         self.history = history
         self.before = before
         # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
         self.board = Board(logdir, history[-1].round + 1 if history else 0)
-        table = "\n".join(f"| {key} | {value} |" for key, value in settings.to_config().items())
+        table = "\n".join(f"| {key} | {value} |" for key, value in self._config.items())
         self.board.text("settings", f"| setting | value |\n|---|---|\n{table}", len(history))
         if not history:
-            self.scalars("eval", before, 0)
+            self.board.scalars(_tagged({"eval": before}), 0)
 
     def add(self, record: RoundRecord, sample: str = "") -> None:
         """Log a finished round, with what the model writes after it."""
         self.history.append(record)
-        self.scalars("train", record.train, record.round)
-        self.scalars("eval", record.eval, record.round)
-        numbers = {key: value for key, value in record.comm.items() if key != "failed"}
-        self.scalars("comm", numbers, record.round)
-        self.scalars("aggregator", record.aggregator, record.round)
-        self.scalars("time", {"seconds": record.seconds, **record.time}, record.round)
+        groups = {
+            "train": record.train,
+            "eval": record.eval,
+            "comm": {key: value for key, value in record.comm.items() if key != "failed"},
+            "aggregator": record.aggregator,
+            "time": {"seconds": record.seconds, **record.time},
+        }
+        self.board.scalars(_tagged(groups), record.round)
         if sample:
             # Monospaced.
             self.board.text("sample", indent(sample, "    "), record.round)
@@ -120,35 +124,34 @@ class Recorder:
             InputError: The disk does not take it.
         """
         self.board.flush()
+        text = self._json()
         for path in (self._logdir / METRICS, Path(self.settings.json)):
             if path.name:
                 # A resumed run writes it anew: nothing is lost with the machine.
                 with replacing(path, durable=False) as file:
-                    file.write_text(self._json())
+                    file.write_text(text)
 
     def unsaved(self, record: RoundRecord) -> None:
         """Count that the last round, as this record says, could not be written or has no checkpoint."""
         self.history[-1] = record
-        self.scalars("checkpoint", {"unsaved": 1}, record.round)
-
-    def scalars(self, group: str, values: Metrics, server_round: int) -> None:
-        """Log `group/name` for each value."""
-        for name, value in values.items():
-            self.board.scalar(f"{group}/{name}", value, server_round)
+        self.board.scalars({"checkpoint/unsaved": 1}, record.round)
 
     def close(self) -> None:
         """Log the hyperparameters with the final metrics, and write everything; InputError as `write`."""
         last = self.history[-1] if self.history else None
         final = {f"final/{k}": v for k, v in (last.eval or last.train).items()} if last else {}
-        self.board.hyperparameters(self.settings.to_config(), final)
+        self.board.hyperparameters(self._config, final)
         self.write()
 
     def _json(self) -> str:
         """Settings and initial evaluation in the first line, then a line for each round."""
-        content = {"settings": self.settings.to_config(), "before": _without_nan(self.before)}
-        head = json.dumps(content, allow_nan=False).removesuffix("}")
-        rounds = ",\n".join(record.text for record in self.history)
-        return f'{head}, "rounds": [\n{rounds}\n]}}\n'
+        content = {"settings": self._config, "before": _without_nan(self.before)}
+        return json_text(content, rounds=[record.text for record in self.history]) + "\n"
+
+
+def _tagged(groups: Mapping[str, Metrics]) -> Metrics:
+    """TensorBoard's tags, `group/name`."""
+    return {f"{group}/{name}": groups[group][name] for group in groups for name in groups[group]}
 
 
 def _without_nan(value: Any) -> Any:

@@ -248,10 +248,10 @@ class Federation:
             "architecture": architecture_of(self._model),
             "aggregator": self.aggregator.state(),
             "before": before,
-            "rounds": [record.plain for record in self.history],
         }
         weights, optimizer = self.strategy.weights, self.strategy.optimizer
-        save_state(folder, len(self.history), weights, optimizer, header, self._nodes)
+        rounds = [record.exact for record in self.history]
+        save_state(folder, len(rounds), weights, optimizer, header, rounds, self._nodes)
 
 
 def resolve(settings: Settings, task: Task) -> Settings:

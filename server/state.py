@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging import WARNING
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from settings.errors import InputError
 from settings.schema import Settings
-from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
+from weights.checkpoint import json_text, model_arrays, read_checkpoint, write_checkpoint
 from weights.named import NamedArrays
 
 _KEPT = 3
@@ -71,6 +71,7 @@ def save_state(
     weights: NamedArrays,
     optimizer: Optimizer,
     header: Mapping[str, Any],
+    rounds: Iterable[str],
     nodes: KeepsStates | None = None,
 ) -> Path:
     """Write the checkpoint of a finished round and drop all but the last few.
@@ -82,8 +83,8 @@ def save_state(
         server_round: The round that is finished.
         weights: The global model.
         optimizer: The server optimizer.
-        header: JSON kept with it: the settings under "settings", Flower's id of the run under "run", the
-            history of rounds.
+        header: What is kept with it as JSON: the settings under "settings", Flower's id of the run under "run".
+        rounds: The history, each round in JSON; under "rounds".
         nodes: Whose nodes' states belong to the checkpoint.
     """
     # Before the checkpoint itself: states of a round that has none are never read.
@@ -93,7 +94,8 @@ def save_state(
     tensors, scalars = optimizer_state(optimizer)
     arrays = {f"weights/{name}": array for name, array in weights.items()} | tensors
     path = folder / f"round-{server_round:06d}.safetensors"
-    write_checkpoint(path, arrays, {**header, "round": server_round, "optimizer": scalars})
+    whole = {**header, "round": server_round, "optimizer": scalars}
+    write_checkpoint(path, arrays, json_text(whole, rounds=rounds))
     for old in _checkpoints(folder)[:-_KEPT]:
         old.unlink()
     return path

@@ -1,7 +1,7 @@
 """The settings of a run: one schema for the command's flags, Flower's run config and the docs."""
 
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from settings.errors import InputError, unknown
@@ -150,7 +150,7 @@ class Settings:
 
     def to_config(self) -> dict[str, Value]:
         """The settings as Flower's run config."""
-        return {key.replace("_", "-"): value for key, value in asdict(self).items()}
+        return {key_of(item): getattr(self, item.name) for item in fields(self)}
 
     def named_clients(self) -> list[str]:
         """`client_ids` as a list, empty where none are given."""

@@ -34,7 +34,7 @@ class NodeStates:
                     continue
                 place = self._folder / str(node_id) / quote(name, safe="")
                 arrays = unpack(record, like=claimed(record))
-                write_checkpoint(place / f"round-{server_round:06d}.safetensors", arrays, {})
+                write_checkpoint(place / f"round-{server_round:06d}.safetensors", arrays, "{}")
                 self._written[node_id, name] = data
                 _prune(place, oldest)
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,25 @@ _HEADER, _CHECKSUM = "fedferry", "sha256"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
-def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
-    """Write arrays and a JSON header so that `path` holds either the old file or the whole new one."""
+def json_text(content: Mapping[str, Any], **lists: Iterable[str]) -> str:
+    """An object as JSON, with lists in it whose items are JSON already: an item a line.
+
+    What grows from round to round is not made anew in every one.
+    """
+    parts = [json.dumps(content)[1:-1]]
+    for name, items in lists.items():
+        listed = ",\n".join(items)
+        parts.append(f"{json.dumps(name)}: [\n{listed}\n]")
+    return "{" + ", ".join(filter(None, parts)) + "}"
+
+
+def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: str) -> None:
+    """Write arrays and a header, an object in JSON: `path` holds either the old file or the whole new one."""
     # Reshaped because numpy makes a vector of a scalar.
     contiguous = {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
-    text = json.dumps(header)
-    metadata = {_HEADER: text, _CHECKSUM: _checksum(contiguous, text)}
+    metadata = {_HEADER: header, _CHECKSUM: _checksum(contiguous, header)}
     with replacing(path) as file:
         save_file(contiguous, file, metadata=metadata)
 

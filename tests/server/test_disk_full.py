@@ -51,9 +51,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path) -> None:
     path = small_disk / "a.safetensors"
-    write_checkpoint(path, {"w": np.ones(40_000, np.float32)}, {})
+    write_checkpoint(path, {"w": np.ones(40_000, np.float32)}, "{}")
     with pytest.raises(InputError, match=r"a.safetensors: cannot be written: .*[Nn]o space left"):
-        write_checkpoint(path, {"w": np.zeros(40_000, np.float32)}, {})
+        write_checkpoint(path, {"w": np.zeros(40_000, np.float32)}, "{}")
     assert [file.name for file in small_disk.iterdir()] == ["a.safetensors"]
     assert read_checkpoint(path)[0]["w"].sum() == 40_000
 

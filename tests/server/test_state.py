@@ -1,5 +1,6 @@
 """Checkpoints of a run: every optimizer goes on where it stopped."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,14 @@ def test_every_optimizer_resumes_bit_for_bit(spec: str, tmp_path: Path) -> None:
     stopped.step(2)
     settings = Settings(server_optimizer=spec)
     header = {"settings": settings.to_config(), "more": [1, 2]}
-    save_state(tmp_path, 2, stopped.arrays, stopped.optimizer, header)
+    rounds = ['{"loss": NaN}', '{"loss": 1.0}']
+    save_state(tmp_path, 2, stopped.arrays, stopped.optimizer, header, rounds)
     weights, read = load_state(tmp_path, settings, resumed.optimizer)
     assert read["round"] == 2
     assert read["more"] == [1, 2]
+    first, second = (each["loss"] for each in read["rounds"])
+    assert math.isnan(first)
+    assert second == 1.0
     with torch.no_grad():
         resumed.weight.copy_(torch.from_numpy(weights["w"]))
     resumed.step(3)
@@ -64,7 +69,7 @@ def saved(
 ) -> Path:
     problem = Problem("sgd:lr=0.1")
     header = {"settings": settings.to_config(), "run": 100 + server_round}
-    return save_state(folder, server_round, problem.arrays, problem.optimizer, header, nodes)
+    return save_state(folder, server_round, problem.arrays, problem.optimizer, header, [], nodes)
 
 
 def test_the_last_few_are_kept_and_the_last_is_read(tmp_path: Path) -> None:

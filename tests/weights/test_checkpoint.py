@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from settings.errors import InputError
-from weights.checkpoint import model_arrays, read_checkpoint, replacing, write_checkpoint
+from weights.checkpoint import json_text, model_arrays, read_checkpoint, replacing, write_checkpoint
 from weights.named import NamedArrays, fingerprint
 
 ARRAYS: NamedArrays = {
@@ -23,12 +23,21 @@ HEADER = {"architecture": "", "rounds": [{"loss": 0.1 + 0.2}], "name": "Grüße"
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "model.safetensors"
-    write_checkpoint(path, ARRAYS, HEADER)
+    write_checkpoint(path, ARRAYS, json_text(HEADER))
     arrays, header = read_checkpoint(path)
     assert header == HEADER
     assert fingerprint(arrays) == fingerprint(ARRAYS)
     assert arrays["count"].shape == ()
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_json_with_lists_of_what_is_json_already() -> None:
+    lists = {"rounds": ['{"loss": 0.1}', "NaN"], "none": []}
+    assert json_text({"a": [1], "b": "ü"}, **lists) == (
+        '{"a": [1], "b": "\\u00fc", "rounds": [\n{"loss": 0.1},\nNaN\n], "none": [\n\n]}'
+    )
+    assert json_text({}) == "{}"
+    assert json_text({}, rounds=["1"]) == '{"rounds": [\n1\n]}'
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -54,10 +63,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/below.safetensors: cannot be written: "):
-        write_checkpoint(tmp_path / "file" / "below.safetensors", ARRAYS, {})
+        write_checkpoint(tmp_path / "file" / "below.safetensors", ARRAYS, "{}")
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=r"/folder: cannot be written: "):
-        write_checkpoint(tmp_path / "folder", ARRAYS, {})
+        write_checkpoint(tmp_path / "folder", ARRAYS, "{}")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -65,7 +74,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with pytest.raises(InputError, match=r"model.safetensors: no such file$"):
         read_checkpoint(path)
-    write_checkpoint(path, ARRAYS, HEADER)
+    write_checkpoint(path, ARRAYS, json_text(HEADER))
     whole = path.read_bytes()
     for length in (0, 4, 40, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -75,7 +84,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    write_checkpoint(path, ARRAYS, HEADER)
+    write_checkpoint(path, ARRAYS, json_text(HEADER))
     whole = path.read_bytes()
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
