@@ -125,7 +125,7 @@ def update_together(
     """
     layers = cast(Stacked, stacked(model))
     if (small := regression(task, layers, client_optimizer)) is not None:
-        results = small.train(task, initial, clients, crew)
+        results = small.train(initial, clients, crew)
         if results is not None:
             return results
     return crew.alone(lambda: _stacked(task, model, initial, clients, client_optimizer))

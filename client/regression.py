@@ -1,9 +1,8 @@
 """Clients' softmax regressions, each trained by one call: the arithmetic of `client.update` without its operations."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,7 @@ from torch import nn
 from client.crew import Crew, Result
 from client.data import Client
 from client.stacked import Stacked
-from tasks.metrics import MeanMetric, Sums, classification_loss
-from tasks.stream import Batch
+from tasks.metrics import ACCURACY, Sums, classification_loss
 from tasks.task import Task
 from weights.layers import Dense, linear
 from weights.named import NamedArrays
@@ -38,14 +36,16 @@ class Regression(NamedTuple):
         weight: State name of the weights, (classes, features).
         bias: State name of the bias, (classes,).
         rate: The learning rate.
+        accuracies: Names of the task's metrics, all of which are accuracies.
     """
 
     weight: str
     bias: str
     rate: float
+    accuracies: Sequence[str]
 
     def train(
-        self, task: Task, initial: NamedArrays, clients: Sequence[Client], crew: Crew
+        self, initial: NamedArrays, clients: Sequence[Client], crew: Crew
     ) -> list[Result] | None:
         """What `client.cohort.update_together` returns.
 
@@ -56,20 +56,38 @@ class Regression(NamedTuple):
         kernel = _kernel(features, classes)
         if kernel is None or not all(_fits(client, features, classes) for client in clients):
             return None
-        busy = [client for client in clients if client.chosen]
-        if not busy:
-            return [({}, {}) for _ in clients]
         start = np.zeros((features + 1, kernel.columns), np.float32)
         start[:-1, :classes] = initial[self.weight].T
         start[-1] = -np.inf
         start[-1, :classes] = initial[self.bias]
-        weights, scores = _trained(busy, start, kernel, self.rate, crew)
-        updates = {
-            self.weight: initial[self.weight] - weights[:, :-1, :classes].swapaxes(1, 2),
-            self.bias: initial[self.bias] - weights[:, -1, :classes],
-        }
-        sums = iter(enumerate(_sums(task, busy, scores[:, :classes])))
-        return [_result(updates, *next(sums)) if client.chosen else ({}, {}) for client in clients]
+        results: list[Result] = [({}, {}) for _ in clients]
+
+        def train(place: int) -> None:
+            weights, sums = self._trained(clients[place], start.copy(), kernel)
+            update = {
+                self.weight: initial[self.weight] - weights[:-1, :classes].T,
+                self.bias: initial[self.bias] - weights[-1, :classes],
+            }
+            results[place] = update, sums
+
+        busy = [place for place, client in enumerate(clients) if client.chosen]
+        crew.spread(train, sorted(busy, key=lambda place: -len(clients[place].chosen)))
+        return results
+
+    def _trained(self, client: Client, weights: Floats, kernel: _Kernel) -> tuple[Floats, Sums]:
+        """The weights, which are overwritten, after all batches of a client that has one; and its metric sums."""
+        examples, chosen = client.prepared, np.concatenate(client.chosen)
+        steps, size, rows = len(client.chosen), len(client.chosen[0]), len(chosen)
+        outcomes = np.empty((3, rows), np.float32)
+        scores = np.empty((size + kernel.rows, kernel.columns), np.float32)
+        arrays = (weights, examples.inputs.numpy(), examples.targets.numpy(), chosen, outcomes)
+        pointers = [array.ctypes.data for array in (*arrays, scores)]
+        kernel.run(steps, size, rows, self.rate, *pointers)
+        totals, gaps, right = outcomes
+        loss = (np.log(totals) + gaps).sum(dtype=np.float64)
+        correct = [float(right.sum()), float(rows)]
+        sums = {"loss": [float(loss), float(rows)], **dict.fromkeys(self.accuracies, correct)}
+        return weights, sums | {"num_examples": [float(rows)], "num_batches": [float(steps)]}
 
 
 def regression(task: Task, layers: Stacked, client_optimizer: str) -> Regression | None:
@@ -82,9 +100,11 @@ def regression(task: Task, layers: Stacked, client_optimizer: str) -> Regression
         return None
     straight = isinstance(dense, nn.Linear) or dense.activation is linear
     learns = dense.weight.requires_grad and dense.bias.requires_grad
-    if not (plain and flat and straight and learns) or task.loss is not classification_loss:
+    known = task.loss is classification_loss and all(m is ACCURACY for m in task.metrics.values())
+    if not (plain and flat and straight and learns and known):
         return None
-    return Regression(f"{prefix}weight", f"{prefix}bias", optimizer.defaults["lr"])
+    rate = optimizer.defaults["lr"]
+    return Regression(f"{prefix}weight", f"{prefix}bias", rate, [*task.metrics])
 
 
 def _fits(client: Client, features: int, classes: int) -> bool:
@@ -93,75 +113,8 @@ def _fits(client: Client, features: int, classes: int) -> bool:
     if inputs.dtype != torch.float32 or targets.dtype != torch.int64 or not len(inputs):
         return not len(inputs)
     flat = inputs[0].numel() == features and inputs.is_contiguous() and targets.is_contiguous()
-    return flat and int(targets.min()) >= 0 and int(targets.max()) < classes
-
-
-def _trained(
-    clients: Sequence[Client], start: Floats, kernel: _Kernel, rate: float, crew: Crew
-) -> tuple[Floats, Floats]:
-    """Each client's weights after all its batches, and the scores of every row before its step, in order."""
-    # What a batch holds at most: a client may have less than that, and then one batch.
-    size = max(len(client.chosen[0]) for client in clients)
-    blocks = -(-size // kernel.rows)
-    steps = [len(client.chosen) for client in clients]
-    rows = np.empty((sum(steps), blocks * kernel.rows), np.int64)
-    shares = np.zeros(rows.shape, np.float32)
-    ends = [*accumulate(steps)]
-    for client, end, count in zip(clients, ends, steps, strict=True):
-        last = len(client.chosen[-1])
-        flat = np.concatenate(client.chosen)
-        whole = flat[: len(flat) - last].reshape(count - 1, size)
-        rows[end - count : end - 1, :size] = whole
-        shares[end - count : end - 1, :size] = 1 / size
-        rows[end - 1, :last] = flat[len(flat) - last :]
-        shares[end - 1, :last] = 1 / last
-        # Rows of the batch's own fill it up: they are finite where the batch is.
-        rows[end - count : end - 1, size:] = whole[:, :1]
-        rows[end - 1, last:] = flat[-1]
-    rates = shares * np.float32(rate)
-    weights = np.tile(start, (len(clients), 1, 1))
-    scores = np.empty((*rows.shape, kernel.columns), np.float32)
-    slopes = np.empty((len(clients), *scores.shape[1:]), np.float32)
-
-    def train(place: int) -> None:
-        examples = clients[place].prepared
-        begin = ends[place] - steps[place]
-        parts = (rows[begin], rates[begin], scores[begin], slopes[place])
-        arrays = [weights[place], examples.inputs.numpy(), examples.targets.numpy(), *parts]
-        kernel.run(steps[place], blocks, *[array.ctypes.data for array in arrays])
-
-    crew.spread(train, sorted(range(len(clients)), key=lambda place: -steps[place]))
-    return weights, scores[shares > 0]
-
-
-def _sums(task: Task, clients: Sequence[Client], scores: Floats) -> list[Sums]:
-    """Each client's metric sums."""
-    chosen = [np.concatenate(client.chosen) for client in clients]
-    targets = [
-        client.prepared.targets.numpy()[rows] for client, rows in zip(clients, chosen, strict=True)
-    ]
-    outputs = torch.from_numpy(scores)
-    batch = Batch(outputs, torch.from_numpy(np.concatenate(targets)))
-    metrics = cast(Mapping[str, MeanMetric], task.metrics)
-    # With the rows last in memory, along which torch is faster here.
-    columns = Batch(outputs.T.contiguous()[None].mT, batch.targets[None])
-    values = {"loss": classification_loss.losses(columns.inputs, columns)[0]}
-    values |= {name: metric.values(outputs, batch) for name, metric in metrics.items()}
-    counts = [float(len(rows)) for rows in chosen]
-    starts = [0, *accumulate(len(rows) for rows in chosen[:-1])]
-    totals = {
-        name: np.add.reduceat(value.double().numpy(), starts).tolist()
-        for name, value in values.items()
-    }
-    return [
-        {name: [total[place], counts[place]] for name, total in totals.items()}
-        | {"num_examples": [counts[place]], "num_batches": [float(len(client.chosen))]}
-        for place, client in enumerate(clients)
-    ]
-
-
-def _result(updates: NamedArrays, place: int, sums: Sums) -> Result:
-    return {name: array[place] for name, array in updates.items()}, sums
+    classes_of = targets.numpy()
+    return flat and bool(classes_of.min() >= 0 and classes_of.max() < classes)
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def index_of(value: Value) -> Value:
 
 
 class Code(ir.IRBuilder):  # type: ignore[misc]
-    """Writes one function, `name`, of indices and pointers; vectors have `lanes` floats."""
+    """Writes one function, `name`, of indices, floats and pointers; vectors have `lanes` floats."""
 
     def __init__(self, name: str, arguments: Sequence[Value], lanes: int) -> None:
         self.source = ir.Module(name)
@@ -108,9 +108,17 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         """Store a vector from there on."""
         self.store(vector, self.bitcast(pointer, self._vector.as_pointer())).align = 4
 
+    def floats(self, values: Sequence[float]) -> Value:
+        """A vector of these floats."""
+        return ir.Constant(self._vector, list(values))
+
     def zeros(self) -> Value:
         """A vector of zeros."""
-        return ir.Constant(self._vector, [0.0] * self.lanes)
+        return self.floats([0.0] * self.lanes)
+
+    def first(self, vector: Value) -> Value:
+        """A vector's first float."""
+        return self.extract_element(vector, INT(0))
 
     def spread(self, scalar: Value) -> Value:
         """A vector that holds one float everywhere."""
@@ -158,7 +166,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         kind = ir.VectorType(INT, self.lanes)
 
         def same(value: float) -> Value:
-            return ir.Constant(self._vector, [value] * self.lanes)
+            return self.floats([value] * self.lanes)
 
         x = self.select(self.fcmp_ordered(">", vector, same(-87.0)), vector, same(-87.0))
         # x = n ln 2 + r, |r| at most ln 2 / 2; n by rounding to the nearest whole number.
@@ -195,10 +203,11 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         # Without LLVM's passes: they take twice as long as all the rest, and find nothing in such loops.
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
-        kinds = [ctypes.c_int64 if a.type == INDEX else ctypes.c_void_p for a in self.code.args]
+        scalars: dict[Value, Any] = {INDEX: ctypes.c_int64, FLOAT: ctypes.c_float}
+        kinds = [scalars.get(a.type, ctypes.c_void_p) for a in self.code.args]
         function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(self.code.name))
 
-        def call(*arguments: int, _engine: Any = engine) -> None:  # which owns the code
+        def call(*arguments: float, _engine: Any = engine) -> None:  # which owns the code
             function(*arguments)
 
         return call

@@ -31,46 +31,47 @@ def layout(classes: int, registers: Registers) -> Layout:
 def training(
     features: int, classes: int, registers: Registers, cpu: str = "", target: str = ""
 ) -> Callable[..., None]:
-    """Compile the kernel. Its arguments: the number of steps, that of blocks in a step's batch, and pointers to
+    """Compile the kernel. Its arguments: the numbers of batches, of rows in one and of all rows, the learning rate, and
 
     - the weights (features + 1, columns), trained in place: the last row is the bias, and -inf where no class is;
     - the inputs (examples, features);
     - int64: the classes that they are of;
-    - int64: which example each row of each batch is;
-    - what each row weighs in its batch's mean, times the learning rate; 0 for rows that fill up a block;
-    - the scores of each row before its step (steps * blocks * rows, columns), written;
-    - scratch memory, (blocks * rows, columns).
+    - int64: which example each row is, batch by batch: the last one may be short;
+    - what came out for each row before its step (3, rows), written: the sum of e^(score - largest score), the
+      largest score minus its own class's, and 1 where its class is the first with the largest score;
+    - scratch memory for a batch in whole blocks, (blocks * rows of one, columns).
     """
     shape = layout(classes, registers)
     pointer, integers = FLOAT.as_pointer(), INDEX.as_pointer()
-    kinds = [INDEX, INDEX, pointer, pointer, integers, integers, pointer, pointer, pointer]
+    kinds = [INDEX, INDEX, INDEX, FLOAT, pointer, pointer, integers, integers, pointer, pointer]
     code = Code("training", kinds, registers.lanes)
-    steps, blocks, weights, inputs, classes_of, chosen, rates, scores, slopes = code.code.args
-    for argument in code.code.args[2:]:
+    steps, size, rows, rate, weights, inputs, classes_of, chosen, outcomes, scores = code.code.args
+    for argument in code.code.args[4:]:
         argument.add_attribute("noalias")
-    step_rows = code.times(blocks, shape.rows)
     with code.loop(steps) as step:
-        first = code.mul(step, step_rows)
-        batch = _Batch(code, features, shape, inputs, code.at(chosen, first))
+        first = code.mul(step, size)
+        count = code.least(size, code.sub(rows, first))
+        blocks = code.udiv(code.sum(count, shape.rows - 1), INDEX(shape.rows))
+        batch = _Batch(code, features, shape, inputs, code.at(chosen, first), count)
         with code.loop(blocks) as block:
             row = code.times(block, shape.rows)
-            batch.score(
-                row, weights, code.at(scores, code.times(code.sum(first, row), shape.columns))
-            )
-        with code.loop(step_rows) as row:
+            batch.score(row, weights, code.at(scores, code.times(row, shape.columns)))
+        share = code.fdiv(rate, code.sitofp(count, FLOAT))
+        with code.loop(count) as row:
             whose = code.sum(first, row)
-            example = code.load(code.at(chosen, whose))
-            _slope(
-                code,
-                code.at(scores, code.times(whose, shape.columns)),
-                code.at(slopes, code.times(row, shape.columns)),
-                code.load(code.at(classes_of, example)),
-                code.load(code.at(rates, whose)),
-                shape.columns,
-            )
+            class_ = code.load(code.at(classes_of, code.load(code.at(chosen, whose))))
+            place = code.at(scores, code.times(row, shape.columns))
+            for number, value in enumerate(_slope(code, place, class_, share, shape.columns)):
+                code.store(value, code.at(outcomes, whose, code.times(rows, number)))
+        # Rows that only fill up the last block weigh nothing.
+        filling = code.sub(code.times(blocks, shape.rows), count)
+        with code.loop(filling) as row:
+            place = code.times(code.sum(count, row), shape.columns)
+            for column in range(0, shape.columns, code.lanes):
+                code.put(code.zeros(), code.at(scores, place, column))
         with code.loop(blocks) as block:
             row = code.times(block, shape.rows)
-            batch.descend(row, weights, code.at(slopes, code.times(row, shape.columns)))
+            batch.descend(row, weights, code.at(scores, code.times(row, shape.columns)))
     return code.compiled(cpu, target)
 
 
@@ -78,10 +79,17 @@ class _Batch:
     """Writes the two products of a step, block by block."""
 
     def __init__(
-        self, code: Code, features: int, shape: Layout, inputs: Value, chosen: Value
+        self,
+        code: Code,
+        features: int,
+        shape: Layout,
+        inputs: Value,
+        chosen: Value,
+        count: Value,
     ) -> None:
         self.code, self.features, self.shape = code, features, shape
         self.inputs, self.chosen = inputs, chosen
+        self.last = code.sub(count, INDEX(1))
         self.places = [
             (row, column)
             for row in range(shape.rows)
@@ -89,9 +97,10 @@ class _Batch:
         ]
 
     def _inputs(self, first: Value) -> list[Value]:
-        """Where each row's input begins."""
+        """Where each row's input begins; the batch's last row fills up a block: it is finite where the batch is."""
         code = self.code
-        examples = [code.load(code.at(self.chosen, first, row)) for row in range(self.shape.rows)]
+        rows = [code.least(code.sum(first, row), self.last) for row in range(self.shape.rows)]
+        examples = [code.load(code.at(self.chosen, row)) for row in rows]
         return [code.at(self.inputs, code.times(example, self.features)) for example in examples]
 
     def score(self, first: Value, weights: Value, scores: Value) -> None:
@@ -142,16 +151,29 @@ class _Batch:
             code.put(code.fsub(code.vector(place), sum_), place)
 
 
-def _slope(
-    code: Code, scores: Value, slopes: Value, class_: Value, rate: Value, columns: int
-) -> None:
-    """The cross-entropy's gradient of one row's scores, softmax - one-hot, times the row's rate."""
+def _slope(code: Code, scores: Value, class_: Value, share: Value, columns: int) -> list[Value]:
+    """The cross-entropy's gradient of a row's scores, softmax - one-hot, times its share, in the scores' place.
+
+    Returns what came out for the row: see `training`.
+    """
     places = range(0, columns, code.lanes)
     vectors = [code.vector(code.at(scores, place)) for place in places]
+    own = code.load(code.at(scores, class_))
     largest = code.largest(vectors)
     exponentials = [code.exponential(code.fsub(vector, largest)) for vector in vectors]
     total = code.total(exponentials)
+    # The first class with the largest score: of the negatives of their numbers, the largest.
+    nowhere = code.floats([-float("inf")] * code.lanes)
+    found = []
+    for place, vector in zip(places, vectors, strict=True):
+        numbers = code.floats([-float(place + lane) for lane in range(code.lanes)])
+        wins = code.fcmp_ordered("==", vector, largest)
+        found.append(code.select(wins, numbers, nowhere))
+    winner = code.fneg(code.first(code.largest(found)))
+    right = code.fcmp_ordered("==", winner, code.sitofp(class_, FLOAT))
     for place, exponential in zip(places, exponentials, strict=True):
         hot = code.where_index_is(code.sub(class_, INDEX(place)), code.spread(FLOAT(1.0)))
         slope = code.fsub(code.fdiv(exponential, total), hot)
-        code.put(code.fmul(slope, code.spread(rate)), code.at(slopes, place))
+        code.put(code.fmul(slope, code.spread(share)), code.at(scores, place))
+    gap = code.fsub(code.first(largest), own)
+    return [code.first(total), gap, code.select(right, FLOAT(1.0), FLOAT(0.0))]

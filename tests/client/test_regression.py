@@ -19,7 +19,7 @@ from client.stacked import stacked
 from client.update import local_update
 from settings.schema import Settings
 from tasks.catalogue import load_task
-from tasks.metrics import MeanLoss
+from tasks.metrics import ACCURACY, MeanLoss, MeanMetric
 from tasks.stream import Prepared, Stream
 from tasks.task import Task
 from weights.keras import build_model
@@ -62,7 +62,7 @@ def by_kernel(
     assert layers is not None
     found = regression(TASK, layers, optimizer)
     assert found is not None
-    return found.train(TASK, initial(model), clients, crew(workers))
+    return found.train(initial(model), clients, crew(workers))
 
 
 def initial(model: nn.Module) -> dict[str, Any]:
@@ -108,6 +108,23 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
         for (update, sums), (same, same_sums) in zip(first, other, strict=True):
             assert all(np.array_equal(update[name], same[name]) for name in update)
             assert sums == same_sums
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_of_equal_scores_the_first_class_is_taken(classes: int) -> None:
+    """As argmax does it, here and in Keras: before the first step all scores of a new model are zero."""
+    model = linear(13, classes)
+    clients = made((600, 600), 13, classes, 300)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        [*model.parameters()][1][classes // 2 :] = 1.0
+    clients[0] = replace(clients[0], chosen=clients[0].chosen[:1])
+    got = by_kernel(model, clients)
+    assert got is not None
+    wanted = one_by_one(model, clients, 300)
+    assert [sums["accuracy"] for _, sums in got] == [sums["accuracy"] for _, sums in wanted]
+    assert 0 < got[0][1]["accuracy"][0] < 300
 
 
 def test_a_learning_rate_of_zero() -> None:
@@ -164,12 +181,11 @@ def test_with_the_registers_of_avx2() -> None:
     weight, bias = initial(model).values()
     weights = np.zeros((785, 16), np.float32)
     weights[:-1, :10], weights[-1] = weight.T, [*bias, *[-np.inf] * 6]
-    rows = np.stack(client.chosen)
-    rates = np.full(rows.shape, 0.5 / 6, np.float32)
-    scores, slopes = np.zeros((*rows.shape, 16), np.float32), np.zeros((6, 16), np.float32)
+    chosen = np.concatenate(client.chosen)
+    outcomes, scores = np.zeros((3, 120), np.float32), np.zeros((6, 16), np.float32)
     data = [client.prepared.inputs.numpy(), client.prepared.targets.numpy()]
-    arrays = [weights, *data, rows, rates, scores, slopes]
-    kernel(len(rows), 1, *[array.ctypes.data for array in arrays])
+    arrays = [weights, *data, chosen, outcomes, scores]
+    kernel(20, 6, 120, 0.5, *[array.ctypes.data for array in arrays])
     [(update, _)] = one_by_one(model, [client], 6)
     got = [weight - weights[:-1, :10].T, bias - weights[-1, :10]]
     for array, wanted in zip(got, update.values(), strict=True):
@@ -228,6 +244,8 @@ def _hinge(outputs: Tensor, batch: Any) -> Tensor:
         (linear, "sgd:lr=0.1,momentum=0.9", TASK, False),
         (linear, "adam:lr=0.1", TASK, False),
         (linear, "sgd:lr=0.1", replace(TASK, loss=MeanLoss(_hinge)), False),
+        (linear, "sgd:lr=0.1", replace(TASK, metrics={"hit": ACCURACY}), True),
+        (linear, "sgd:lr=0.1", replace(TASK, metrics={"hinge": MeanMetric(_hinge)}), False),
         (lambda: dense(activation="relu"), "sgd:lr=0.1", TASK, False),
         (lambda: dense(use_bias=False), "sgd:lr=0.1", TASK, False),
         (lambda: dense(trainable=False), "sgd:lr=0.1", TASK, False),
