@@ -93,18 +93,24 @@ class Regression(NamedTuple):
 def regression(task: Task, layers: Stacked, client_optimizer: str) -> Regression | None:
     """The model, if it is a softmax regression: one dense layer, and the cross-entropy of what it gives."""
     *shaping, (prefix, dense) = layers.layers
-    optimizer = make_optimizer(client_optimizer, [torch.zeros(1)], "client optimizer")
-    plain = type(optimizer) is SGD and not optimizer.defaults["momentum"]
+    rate = _plain_rate(client_optimizer)
     flat = all(isinstance(layer, nn.Flatten | nn.Identity) for _, layer in shaping)
     if not isinstance(dense, Dense | nn.Linear) or dense.bias is None:
         return None
     straight = isinstance(dense, nn.Linear) or dense.activation is linear
     learns = dense.weight.requires_grad and dense.bias.requires_grad
     known = task.loss is classification_loss and all(m is ACCURACY for m in task.metrics.values())
-    if not (plain and flat and straight and learns and known):
+    if rate is None or not (flat and straight and learns and known):
         return None
-    rate = optimizer.defaults["lr"]
     return Regression(f"{prefix}weight", f"{prefix}bias", rate, [*task.metrics])
+
+
+@functools.lru_cache(maxsize=16)
+def _plain_rate(client_optimizer: str) -> float | None:
+    """The learning rate of SGD without momentum; None for other optimizers."""
+    optimizer = make_optimizer(client_optimizer, [torch.zeros(1)], "client optimizer")
+    plain = type(optimizer) is SGD and not optimizer.defaults["momentum"]
+    return float(optimizer.defaults["lr"]) if plain else None
 
 
 def _fits(client: Client, features: int, classes: int) -> bool:
