@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from client.crew import Result
-from weights.wire import records
+from weights.wire import COMPRESSION, records
 
 
 class Lookahead:
@@ -58,7 +58,7 @@ def _what(message: Message) -> object:
     said = records(message.content, ConfigRecord)
     config = {**said.get("config", {})}
     config.pop("client-id", None)
-    codecs = said["compression"].get("broadcast-codecs") if "compression" in said else None
+    codecs = said[COMPRESSION].get("broadcast-codecs") if COMPRESSION in said else None
     data = [
         id(array.data)
         for record in records(message.content, ArrayRecord).values()

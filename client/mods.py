@@ -20,10 +20,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
-from weights.wire import claimed, pack, records, unpack
-
-CONFIG = "compression"
-AGAIN = "again"
+from weights.wire import AGAIN, COMPRESSION, claimed, pack, records, unpack
 
 
 def time_limit(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -48,7 +45,7 @@ def time_limit(message: Message, context: Context, call_next: ClientAppCallable)
 
 def compress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Decode the broadcast model; zero, clip and encode the update; say what was done."""
-    asked = records(message.content, ConfigRecord).get(CONFIG)
+    asked = records(message.content, ConfigRecord).get(COMPRESSION)
     if asked is None:
         return call_next(message, context)
     if "broadcast-codecs" in asked:
@@ -65,7 +62,7 @@ def compress(message: Message, context: Context, call_next: ClientAppCallable) -
     else:
         # The server counts it and gives it no weight; as in TFF its norm counts as zero.
         said = {"zeroing-below": True, "clipping-below": True}
-    reply.content[CONFIG] = ConfigRecord(dict(said))
+    reply.content[COMPRESSION] = ConfigRecord(dict(said))
     reply.content[name] = _encode(update, asked, _residual(message, context), context)
     return reply
 

@@ -24,10 +24,7 @@ from settings.schema import Settings
 from weights.codecs.catalogue import codec_for, decode_arrays, encode_arrays, make_codec
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
-from weights.wire import WireError, claimed, pack, payload_bytes, records, unpack
-
-CONFIG = "compression"
-"""Name of the config record, in messages and in replies."""
+from weights.wire import COMPRESSION, WireError, claimed, pack, payload_bytes, records, unpack
 
 _SAID = ("zeroing-below", "zeroed", "clipping-below", "clipped")
 _SLACK = {"exact": 1.001, "lossy": 10.0, "feedback": 100.0}
@@ -111,7 +108,7 @@ class CompressedAggregation(Strategy):
         for index, message in enumerate(messages):
             own = ConfigRecord({**asked, "seed": [self._seed, server_round, index]})
             # A content of its own for each: a strategy may have put one into all messages.
-            content = RecordDict({**message.content, CONFIG: own})
+            content = RecordDict({**message.content, COMPRESSION: own})
             if encoded is not None:
                 [name] = records(message.content, ArrayRecord)
                 content[name] = encoded

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from settings.errors import shorten
+from weights.wire import AGAIN
 
 if TYPE_CHECKING:
     from flwr.supercore.runtime import RuntimeHttpClient
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Errors that tell of the SuperLink, killed while a reply was handed over, and not of the client."""
-AGAIN = "again"
-"""The config record of a message that was sent before: its value `of` is the first one's id."""
 
 
 class Post:

@@ -23,6 +23,11 @@ Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 NUMPY_STYPE = "numpy.ndarray"
 
+COMPRESSION = "compression"
+"""The config record that says what a client is to do with its update; in the reply, what it did."""
+AGAIN = "again"
+"""The config record of a message that was sent before: its value `of` is the first one's id."""
+
 
 class WireError(ValueError):
     """A record that does not hold the arrays it should: says which array and why."""
