@@ -5,27 +5,23 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from client.crew import Crew, Result
 from client.data import Client
 from client.stacked import Stacked
-from tasks.metrics import ACCURACY, Sums, classification_loss
+from tasks.metrics import ACCURACY, classification_loss
 from tasks.task import Task
 from weights.layers import Dense, linear
 from weights.named import NamedArrays
 from weights.optimizers import SGD, make_optimizer
 
-Floats = npt.NDArray[np.float32]
-
 
 class _Kernel(NamedTuple):
-    """The kernel, rows in one of its blocks, and floats in a row of scores."""
+    """The kernel, and floats in a row of scores."""
 
     run: Callable[..., None]
-    rows: int
     columns: int
 
 
@@ -56,38 +52,32 @@ class Regression(NamedTuple):
         kernel = _kernel(features, classes)
         if kernel is None or not all(_fits(client, features, classes) for client in clients):
             return None
-        start = np.zeros((features + 1, kernel.columns), np.float32)
-        start[:-1, :classes] = initial[self.weight].T
-        start[-1] = -np.inf
-        start[-1, :classes] = initial[self.bias]
         results: list[Result] = [({}, {}) for _ in clients]
 
         def train(place: int) -> None:
-            weights, sums = self._trained(clients[place], start.copy(), kernel)
-            update = {
-                self.weight: initial[self.weight] - weights[:-1, :classes].T,
-                self.bias: initial[self.bias] - weights[-1, :classes],
-            }
-            results[place] = update, sums
+            results[place] = self._trained(clients[place], initial, kernel)
 
         busy = [place for place, client in enumerate(clients) if client.chosen]
         crew.spread(train, sorted(busy, key=lambda place: -len(clients[place].chosen)))
         return results
 
-    def _trained(self, client: Client, weights: Floats, kernel: _Kernel) -> tuple[Floats, Sums]:
-        """The weights, which are overwritten, after all batches of a client that has one; and its metric sums."""
+    def _trained(self, client: Client, initial: NamedArrays, kernel: _Kernel) -> Result:
+        """The update and the metric sums of a client that has a batch."""
         examples, chosen = client.prepared, np.concatenate(client.chosen)
         steps, size, rows = len(client.chosen), len(client.chosen[0]), len(chosen)
+        weights, biases = (initial[name].copy(order="C") for name in (self.weight, self.bias))
         outcomes = np.empty((3, rows), np.float32)
-        scores = np.empty((size + kernel.rows, kernel.columns), np.float32)
-        arrays = (weights, examples.inputs.numpy(), examples.targets.numpy(), chosen, outcomes)
-        pointers = [array.ctypes.data for array in (*arrays, scores)]
-        kernel.run(steps, size, rows, self.rate, *pointers)
+        scores = np.empty((size, kernel.columns), np.float32)
+        data = (examples.inputs.numpy(), examples.targets.numpy(), chosen)
+        arrays = (weights, biases, *data, outcomes, scores)
+        kernel.run(steps, size, rows, self.rate, *[array.ctypes.data for array in arrays])
         totals, gaps, right = outcomes
         loss = (np.log(totals) + gaps).sum(dtype=np.float64)
         correct = [float(right.sum()), float(rows)]
         sums = {"loss": [float(loss), float(rows)], **dict.fromkeys(self.accuracies, correct)}
-        return weights, sums | {"num_examples": [float(rows)], "num_batches": [float(steps)]}
+        sums |= {"num_examples": [float(rows)], "num_batches": [float(steps)]}
+        update = {self.weight: weights, self.bias: biases}
+        return {name: initial[name] - trained for name, trained in update.items()}, sums
 
 
 def regression(task: Task, layers: Stacked, client_optimizer: str) -> Regression | None:
@@ -128,10 +118,10 @@ def _kernel(features: int, classes: int) -> _Kernel | None:
     try:
         # Not before there is work for it: to load LLVM takes a while.
         from weights.llvm import registers
-        from weights.regression_kernel import layout, training
+        from weights.regression_kernel import columns, training
     except ImportError:
         return None
     vectors = registers()
     if vectors is None:
         return None
-    return _Kernel(training(features, classes, vectors), *layout(classes, vectors))
+    return _Kernel(training(features, classes, vectors), columns(classes, vectors))

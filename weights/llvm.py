@@ -74,6 +74,29 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         self.position_at_end(end)
         values[:] = now
 
+    def over(
+        self,
+        length: int,
+        size: int,
+        do: Callable[[Value, int], None],
+        values: list[Value] | None = None,
+    ) -> None:
+        """`do` with where each block of indices up to `length` begins, and its size; `values` as in `loop`."""
+        whole, rest = divmod(length, size)
+        with self.loop(whole, values) as block:
+            do(self.times(block, size), size)
+        if rest:
+            do(INDEX(whole * size), rest)
+
+    def blocks(self, total: Value, size: int, do: Callable[[Value, int], None]) -> None:
+        """The same up to a length that the code gets to know: what is left of it comes one by one."""
+        whole = self.udiv(total, INDEX(size))
+        with self.loop(whole) as block:
+            do(self.times(block, size), size)
+        done = self.times(whole, size)
+        with self.loop(self.sub(total, done)) as one:
+            do(self.sum(done, one), 1)
+
     def at(self, array: Value, *terms: Value) -> Value:
         """A pointer into an array: to the element whose index is the sum of the terms."""
         return self.gep(array, [self.sum(*terms)])
@@ -98,15 +121,40 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         """The 32-bit integer there, as an index."""
         return self.sext(self.load(pointer), INDEX)
 
-    def vector(self, pointer: Value) -> Value:
-        """The vector that begins there."""
-        loaded = self.load(self.bitcast(pointer, self._vector.as_pointer()))
-        loaded.align = 4
-        return loaded
+    def vector(self, pointer: Value, lanes: int = 0) -> Value:
+        """The vector that begins there; if only some `lanes` are there, the others are 0 and not read."""
+        place = self.bitcast(pointer, self._vector.as_pointer())
+        if lanes in (0, self.lanes):
+            loaded = self.load(place)
+            loaded.align = 4
+            return loaded
+        mask, zeros = self._first_lanes(lanes), self.zeros()
+        kinds = [place.type, INT, mask.type, self._vector]
+        load = self._intrinsic(
+            f"llvm.masked.load.v{self.lanes}f32.p0", ir.FunctionType(self._vector, kinds)
+        )
+        return self.call(load, [place, INT(4), mask, zeros])
 
-    def put(self, vector: Value, pointer: Value) -> None:
-        """Store a vector from there on."""
-        self.store(vector, self.bitcast(pointer, self._vector.as_pointer())).align = 4
+    def put(self, vector: Value, pointer: Value, lanes: int = 0) -> None:
+        """Store a vector from there on, or the first `lanes` of it."""
+        place = self.bitcast(pointer, self._vector.as_pointer())
+        if lanes in (0, self.lanes):
+            self.store(vector, place).align = 4
+            return
+        mask = self._first_lanes(lanes)
+        kinds = [self._vector, place.type, INT, mask.type]
+        store = self._intrinsic(
+            f"llvm.masked.store.v{self.lanes}f32.p0", ir.FunctionType(ir.VoidType(), kinds)
+        )
+        self.call(store, [vector, place, INT(4), mask])
+
+    def increase(self, pointer: Value, vector: Value, lanes: int = 0) -> None:
+        """Add a vector, or the first `lanes` of it, to what is there."""
+        self.put(self.fadd(self.vector(pointer, lanes), vector), pointer, lanes)
+
+    def _first_lanes(self, lanes: int) -> Value:
+        kind = ir.VectorType(ir.IntType(1), self.lanes)
+        return ir.Constant(kind, [lane < lanes for lane in range(self.lanes)])
 
     def floats(self, values: Sequence[float]) -> Value:
         """A vector of these floats."""

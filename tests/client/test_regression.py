@@ -81,7 +81,7 @@ def one_by_one(model: nn.Module, clients: list[Client], batch: int) -> list[Resu
 
 @pytest.mark.parametrize(
     ("features", "classes", "batch"),
-    [(13, 3, 7), (784, 10, 20), (5, 40, 1), (33, 16, 33)],  # 40 classes take three vectors
+    [(13, 3, 7), (784, 10, 20), (5, 40, 1), (33, 16, 33), (1, 1, 2), (9, 700, 11)],
 )
 def test_the_kernel_trains_as_torch(features: int, classes: int, batch: int) -> None:
     model = linear(features, classes)
@@ -169,27 +169,27 @@ def test_an_example_that_is_in_no_batch_spoils_nothing() -> None:
         np.testing.assert_allclose(update[name], array, rtol=1e-5, atol=1e-6)
 
 
-def test_with_the_registers_of_avx2() -> None:
-    from weights.regression_kernel import layout, training
+@pytest.mark.parametrize(("features", "classes", "batch"), [(784, 10, 6), (5, 9, 7)])
+def test_with_the_registers_of_avx2(features: int, classes: int, batch: int) -> None:
+    from weights.regression_kernel import columns, training
 
     registers = llvm.registers({"avx2": True, "fma": True})
-    shape = layout(10, registers)
-    assert shape == (6, 16)
-    kernel = training(784, 10, registers, cpu="haswell", target="+avx2,+fma")
-    [client] = made((40,), 784, 10, 6)
-    model = linear(784, 10)
-    weight, bias = initial(model).values()
-    weights = np.zeros((785, 16), np.float32)
-    weights[:-1, :10], weights[-1] = weight.T, [*bias, *[-np.inf] * 6]
+    kernel = training(features, classes, registers, cpu="haswell", target="+avx2,+fma")
+    [client] = made((41,), features, classes, batch)
+    model = linear(features, classes)
+    weights, biases = initial(model).values()
     chosen = np.concatenate(client.chosen)
-    outcomes, scores = np.zeros((3, 120), np.float32), np.zeros((6, 16), np.float32)
+    outcomes = np.zeros((3, len(chosen)), np.float32)
+    scores = np.zeros((batch, columns(classes, registers)), np.float32)
     data = [client.prepared.inputs.numpy(), client.prepared.targets.numpy()]
-    arrays = [weights, *data, chosen, outcomes, scores]
-    kernel(20, 6, 120, 0.5, *[array.ctypes.data for array in arrays])
-    [(update, _)] = one_by_one(model, [client], 6)
-    got = [weight - weights[:-1, :10].T, bias - weights[-1, :10]]
-    for array, wanted in zip(got, update.values(), strict=True):
-        np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-5)
+    arrays = [weights, biases, *data, chosen, outcomes, scores]
+    counts = len(client.chosen), batch, len(chosen)
+    kernel(*counts, 0.5, *[array.ctypes.data for array in arrays])
+    before = initial(model)
+    [(update, sums)] = one_by_one(model, [client], batch)
+    for trained, (name, wanted) in zip((weights, biases), update.items(), strict=True):
+        np.testing.assert_allclose(before[name] - trained, wanted, rtol=1e-5, atol=1e-5)
+    assert outcomes[2].sum() == sums["accuracy"][0]
 
 
 def test_examples_that_the_kernel_does_not_read_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
