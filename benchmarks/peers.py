@@ -4,8 +4,9 @@
 
 Ten writers, batch 20, client SGD 0.02: `emnist_lr` for 5 local epochs, `emnist_cnn` for 1, in float32 and in
 bfloat16. fedferry's round is whole: sampling, messages, training, checks, the mean, metrics, TensorBoard, JSON and
-the checkpoint on disk. Peers are processes of their own, with PyTorch's and TFF's own settings of threads. Each turn
-times every peer once; a ratio is the median over turns of neighbours' quotients.
+the checkpoint on disk. Peers are processes of their own, with PyTorch's and TFF's own settings of threads. In each turn
+every peer trains a round that does not count, because the first one after a pause is slower, and then three that do, as
+rounds follow each other in a run. A ratio is the median over turns of neighbours' quotients.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from tasks.catalogue import load_task
 logging.getLogger("flwr").setLevel(logging.WARNING)
 CLIENTS = 10
 EPOCHS = {"emnist_lr": 5, "emnist_cnn": 1}
+TIMED = 3
 _OURS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 OWN = {name: value for name, value in os.environ.items() if name not in _OURS}
 """The peers' environment, without what we set in ours."""
@@ -110,13 +112,13 @@ def measure(task: str, data: str, turns: int) -> dict[str, object]:
             peers["fedferry bf16"] = fedferry(task, data, "bf16", folder / "bf16")
         if python := os.environ.get("TFF_PYTHON"):
             peers["TFF"] = stack.enter_context(running("peer_tff.py", python, task, data))
-        for _ in range(2):
-            for train in peers.values():
-                train()
+        for train in peers.values():
+            train()
         seconds: dict[str, list[float]] = {peer: [] for peer in peers}
         for _ in range(turns):
             for peer, train in peers.items():
-                seconds[peer].append(train())
+                train()
+                seconds[peer].append(statistics.mean(train() for _ in range(TIMED)))
     ratios = {}
     for ours in (peer for peer in peers if peer.startswith("fedferry")):
         for theirs in (peer for peer in peers if not peer.startswith("fedferry")):

@@ -74,6 +74,8 @@ def reply_again(message: Message, context: Context, call_next: ClientAppCallable
     lost would be added to the client's update twice. So the node's state keeps a client's last reply.
     """
     asked = records(message.content, ConfigRecord)
+    if COMPRESSION not in asked:
+        return call_next(message, context)
     first = str(asked[AGAIN]["of"]) if AGAIN in asked else message.metadata.message_id
     place = f"reply/{_client(message, context)}"
     kept = records(context.state, ConfigRecord).get(place)
