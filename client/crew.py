@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -27,8 +28,13 @@ T = TypeVar("T")
 
 @dataclass
 class _Job:
-    """A client that a thread works on, or will."""
+    """A client that a thread works on, or will.
 
+    Attributes:
+        batches: How many it has, where that is known.
+    """
+
+    batches: int = 0
     future: "Future[Result]" = field(default_factory=Future)
     given_up: threading.Event = field(default_factory=threading.Event)
 
@@ -53,6 +59,9 @@ class Crew:
         self._workers = self._threads = 0
         self._pool = ThreadPoolExecutor(1)
         self._jobs: dict[str, _Job] = {}
+        self._waiting: list[tuple[_Job, Callable[[], Result]]] = []
+        self._choosing = threading.Lock()
+        self._more = True
         self._copies: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
         self._drawing: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
@@ -113,12 +122,13 @@ class Crew:
             if drawing.get(kind, True):
                 return self._first(message, model, read, work, drawing)
             self._begin(own, model, read(message), work)
+        self._more = True
         for peer in peers:
-            if len(self._jobs) >= 2 * self._workers:
-                break
             other = peer.metadata.message_id
             if other in self._jobs:
                 continue
+            if len(self._jobs) >= 2 * self._workers:
+                break
             try:
                 self._begin(other, model, read(peer), work)
             except TimeoutError:
@@ -126,6 +136,8 @@ class Crew:
             except Exception as error:
                 self._jobs[other] = _Job()
                 self._jobs[other].future.set_exception(error)
+        else:
+            self._more = False
         return self._take(own)
 
     def give_up(self) -> None:
@@ -162,7 +174,7 @@ class Crew:
     def _begin(
         self, message_id: str, model: nn.Module, batches: Iterable[Batch], work: Work
     ) -> None:
-        job = self._jobs[message_id] = _Job()
+        job = self._jobs[message_id] = _Job(length_hint(batches))
         copies = self._copies.setdefault(model, [])
 
         def run() -> Result:
@@ -172,4 +184,15 @@ class Crew:
             finally:
                 copies.append(own)
 
-        job.future = self._pool.submit(run)
+        self._waiting.append((job, run))
+        self._pool.submit(self._next)
+
+    def _next(self) -> None:
+        """Work on a client that waits: the first; when no more come the longest, so that threads end together."""
+        with self._choosing:
+            lengths = [job.batches for job, _ in self._waiting]
+            job, run = self._waiting.pop(0 if self._more else lengths.index(max(lengths)))
+        try:
+            job.future.set_result(run())
+        except BaseException as error:
+            job.future.set_exception(error)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import length_hint
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +69,8 @@ class Stream:
     max_batches: int = 0
 
     def batches(self, prepared: Prepared, rng: np.random.Generator) -> Iterator[Batch]:
-        """The batches; drawing from `rng` only when shuffling."""
-        for chosen in self.chosen(len(prepared), rng):
-            yield self._gather(prepared, torch.from_numpy(chosen))
+        """The batches; drawing from `rng` only when shuffling. `operator.length_hint` says how many are left."""
+        return _Batches(self, prepared, self.chosen(len(prepared), rng))
 
     def chosen(self, examples: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
         """Which of a client's examples are in each batch."""
@@ -89,6 +89,21 @@ class Stream:
         # Where there is a mask a short batch is filled up with masked rows: stateful layers need one batch size.
         short = self.batch_size - len(chosen)
         return Batch(*(_fill(part, short) for part in (inputs, targets, prepared.mask[chosen])))
+
+
+class _Batches(Iterator[Batch]):
+    """A client's batches, each made when its turn comes."""
+
+    def __init__(
+        self, stream: Stream, prepared: Prepared, chosen: list[npt.NDArray[np.int64]]
+    ) -> None:
+        self._stream, self._prepared, self._left = stream, prepared, iter(chosen)
+
+    def __next__(self) -> Batch:
+        return self._stream._gather(self._prepared, torch.from_numpy(next(self._left)))
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._left)
 
 
 def _fill(part: Tensor, rows: int) -> Tensor:

@@ -87,6 +87,29 @@ def test_so_many_at_once(messages: list[Message]) -> None:
         assert most == workers
 
 
+def test_the_longest_comes_next_when_no_more_will_come(messages: list[Message]) -> None:
+    """The sixth client's four batches before the fifth one's two, but no earlier client's place."""
+    sizes = [1, 1, 6, 6, 2, 4]
+    batches = {m.metadata.message_id: size for m, size in zip(messages, sizes, strict=True)}
+    started: list[int] = []
+
+    def several(message: Message) -> Iterator[Batch]:
+        size = batches[message.metadata.message_id]
+        return iter([Batch(torch.full((1, 3), float(size)), torch.zeros(1))] * size)
+
+    def slow(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        given = list(batches)
+        started.append(len(given))
+        time.sleep(0.02 * len(given))
+        return {}, {"loss": [float(len(given)), 0.0]}
+
+    made, model = crew(2), nn.Identity()
+    for index, message in enumerate(messages):
+        _, sums = made.result(message, messages[index + 1 :], model, several, slow)
+        assert sums["loss"][0] == sizes[index]
+    assert started == [1, 1, 6, 6, 4, 2]
+
+
 @pytest.mark.parametrize(
     ("settings", "workers", "threads"),
     [
