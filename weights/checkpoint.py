@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from settings.errors import InputError
 from weights.named import Array, NamedArrays, fingerprint
 
 _HEADER, _CHECKSUM = "fedferry", "sha256"
-_PIECE = 2**18
-"""Bytes of one write. For larger ones Linux takes huge pages, which a virtual machine may have lent back to its host:
-to get them again took 10 ms for 6.6 MB, and writing in pieces takes 3 ms."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
@@ -43,10 +40,8 @@ def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: str) -> No
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
     metadata = {_HEADER: header, _CHECKSUM: _checksum(contiguous, header)}
-    content = memoryview(save(contiguous, metadata=metadata))
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        for begin in range(0, len(content), _PIECE):
-            file.write(content[begin : begin + _PIECE])
+    with replacing(path) as file:
+        save_file(contiguous, file, metadata=metadata)
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
