@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from settings.errors import InputError
+from settings.errors import InputError, unknown
 from settings.spec import construct, parse_spec
-from weights.codecs.catalogue import make_codec
+from weights.codecs.catalogue import CODECS, make_codec
 from weights.codecs.codec import Codec
 from weights.named import Array
 
@@ -129,7 +129,10 @@ class Adaptive(Allocation):
 
 def make_allocation(spec: str) -> Allocation:
     """What `--codec` says: `adaptive:budget=BYTES`, or a codec for every tensor and round."""
-    if parse_spec(spec).name == "adaptive":
-        allocation: Allocation = construct(spec, {"adaptive": Adaptive}, "codec")
+    name = parse_spec(spec).name
+    if name == "adaptive":
+        allocation: Allocation = construct(spec, {name: Adaptive}, "codec")
         return allocation
+    if name not in CODECS and ":" not in name:
+        raise unknown("codec", name, [*CODECS, "adaptive"])
     return Allocation(spec)

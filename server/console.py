@@ -1,10 +1,14 @@
 """What a person sees of a run: a progress bar on a terminal, plain lines in a pipe, a closing table."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from logging import WARNING
 from types import TracebackType
 
 from flwr.app import Message
+from flwr.supercore import log
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -64,19 +68,19 @@ class Console:
         self._progress.stop()
         if kind is KeyboardInterrupt:
             again = f"--logdir {self._settings.logdir} --resume"
-            self._out.print(f"stopped; the same command with {again} goes on", soft_wrap=True)
+            self._print(f"stopped; the same command with {again} goes on", soft_wrap=True)
 
     def announce(self, task: Task, sample: str, before: Metrics) -> None:
         """Say what is going to run, and how the model does before it."""
         settings = self._settings
-        self._out.print(
+        self._print(
             f"{task.name}: {settings.rounds} rounds, {self._clients} clients a round, "
             f"batch {settings.batch_size}, {settings.client_optimizer} on clients, "
             f"{settings.server_optimizer} on the server",
             soft_wrap=True,
         )
         if before:
-            self._out.print(f"before: {describe(before)} on held-out data")
+            self._print(f"before: {describe(before)} on held-out data")
         self._panel(sample, "written before")
 
     def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
@@ -93,7 +97,7 @@ class Console:
             said = f"train {describe(record.train)}"
             if record.eval:
                 said += f" | held-out {describe(record.eval)}"
-            self._out.print(
+            self._print(
                 f"round {record.round}/{rounds}: {said} | {record.seconds:.1f} s", soft_wrap=True
             )
         following = min(record.round + 1, rounds)
@@ -106,22 +110,33 @@ class Console:
 
     def conclude(self, history: Sequence[RoundRecord], before: Metrics, sample: str) -> None:
         """Print the closing table, what the model writes now, and where everything is."""
-        self._out.print(_table(history))
+        self._print(_table(history))
         self._panel(sample, "written after")
         after = history[-1].eval if history else {}
         if before and after:
-            self._out.print(f"held-out data before: {describe(before)}")
-            self._out.print(f"held-out data after:  {describe(after)}")
+            self._print(f"held-out data before: {describe(before)}")
+            self._print(f"held-out data after:  {describe(after)}")
         settings = self._settings
         if settings.save:
-            self._out.print(f"model:       {settings.save}", soft_wrap=True)
+            self._print(f"model:       {settings.save}", soft_wrap=True)
         if settings.json:
-            self._out.print(f"metrics:     {settings.json}", soft_wrap=True)
-        self._out.print(f"TensorBoard: tensorboard --logdir {settings.logdir}", soft_wrap=True)
+            self._print(f"metrics:     {settings.json}", soft_wrap=True)
+        self._print(f"TensorBoard: tensorboard --logdir {settings.logdir}", soft_wrap=True)
+
+    def _print(self, *what: RenderableType, soft_wrap: bool = False) -> None:
+        """Print; a full disk behind standard output costs what is said from then on, and not the run."""
+        try:
+            self._out.print(*what, soft_wrap=soft_wrap)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            log(WARNING, "standard output cannot be written, the run goes on: %s", error)
+            # What waits in a buffer would fail again at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.file.fileno())
 
     def _panel(self, text: str, title: str) -> None:
         if text:
-            self._out.print(Panel(Text(text), title=title, title_align="left"))
+            self._print(Panel(Text(text), title=title, title_align="left"))
 
 
 def describe(metrics: Metrics) -> str:

@@ -54,7 +54,7 @@ class RoundRecord:
     @cached_property
     def text(self) -> str:
         """The same as JSON for others, which has no NaN."""
-        return json.dumps(_without_nan(json.loads(self.exact)), allow_nan=False)
+        return json.dumps(without_nan(json.loads(self.exact)), allow_nan=False)
 
 
 def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Recorder:
 
     def _json(self) -> str:
         """Settings and initial evaluation in the first line, then a line for each round."""
-        content = {"settings": self._config, "before": _without_nan(self.before)}
+        content = {"settings": self._config, "before": without_nan(self.before)}
         return json_text(content, rounds=[record.text for record in self.history]) + "\n"
 
 
@@ -154,10 +154,10 @@ def _tagged(groups: Mapping[str, Metrics]) -> Metrics:
     return {f"{group}/{name}": groups[group][name] for group in groups for name in groups[group]}
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: a metric of a model that diverged becomes null."""
+def without_nan(value: Any) -> Any:
+    """A value for JSON. JSON has no NaN and no infinity: a metric of a model that diverged becomes null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

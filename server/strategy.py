@@ -200,6 +200,13 @@ class WeightedFedAvg(Strategy):
                 continue
             examples = sums["num_examples"][0]
             mean.add(update, examples if self._weighting == "examples" else 1.0)
+        if lost := self.tally.non_finite:
+            log(
+                WARNING,
+                "round %d: updates not finite, which count for nothing: %d",
+                server_round,
+                lost,
+            )
         if self.tally.answered < self._min_replies:
             self.tally.skipped = 1
             said = (server_round, self.tally.answered, self._min_replies)

@@ -80,7 +80,7 @@ class Settings:
     codec: str = option(
         "",
         "NAME[:key=value,...] for model updates: identity, uniform, step, eden, topk, float16, "
-        "bfloat16 (empty: the aggregator's own)",
+        "bfloat16, adaptive:budget=BYTES (empty: the aggregator's own)",
         metavar="SPEC",
     )
     broadcast_codec: str = option(
@@ -124,11 +124,13 @@ class Settings:
                 raise InputError(f"{flag(item)} must not be negative, but is {value}")
         if self.resume and not self.logdir:
             raise InputError("--resume needs --logdir: the folder of the run to go on with")
+        if self.client_ids and not self.named_clients():
+            raise InputError(f"--client-ids {self.client_ids!r} names nobody")
         if self.seed >= 2**63:
             raise InputError(f"--seed must be under 2^63, but is {self.seed}")
         for name in ("rounds", "local_epochs", "over_select", "deadline", "min_replies"):
             if not 1 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, and finite")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":

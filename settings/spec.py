@@ -40,7 +40,9 @@ def parse_spec(text: str) -> Spec:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         key = key.strip()
-        if not equals or not key or key in options:
+        if key in options:
+            raise InputError(f"{text!r} gives {key} twice")
+        if not equals or not key:
             raise InputError(f"cannot read {pair!r} in {text!r}: write NAME:key=value,key=value")
         options[key] = value.strip()
     if not name:
@@ -114,7 +116,7 @@ def _call(factory: Callable[..., Any], spec: Spec, kind: str, positional: tuple[
         return factory(*positional, **keywords)
     except InputError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise InputError(f"{kind} {spec.name}: {error}") from error
 
 

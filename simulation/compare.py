@@ -74,18 +74,33 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     table = Table("run", "codec", box=None, pad_edge=False, collapse_padding=True)
     for title in ("rounds", "loss", "accuracy", "MB up", "MB down", "ratio"):
         table.add_column(title, justify="right")
+    first = runs[0].total("aggregated_bits")
     for run in runs:
         final = run.last_evaluation
         table.add_row(
             run.name,
             str(run.settings["codec"]),
             str(len(run.rounds)),
-            *(f"{final[name]:.4f}" if name in final else "" for name in ("loss", "accuracy")),
+            *(_number(final.get(name), 4) for name in ("loss", "accuracy")),
             f"{run.total('aggregated_bits'):.1f}",
             f"{run.total('broadcasted_bits'):.1f}",
-            f"{runs[0].total('aggregated_bits') / run.total('aggregated_bits'):.1f}",
+            _number(first / sent if (sent := run.total("aggregated_bits")) else None, 1),
         )
     return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    """Empty for what there is none of: a metric that was not finite is null in JSON."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def default_metric(runs: Sequence[Run], side: str) -> str:
+    """The accuracy where a run has one, else the loss."""
+    return (
+        "accuracy"
+        if any("accuracy" in item[side] for run in runs for item in run.rounds)
+        else "loss"
+    )
 
 
 def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:

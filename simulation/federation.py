@@ -12,6 +12,7 @@ from client.app import app as client_app
 from client.app import lookahead
 from server.app import app as server_app
 from server.console import describe
+from server.record import without_nan
 from server.rounds import Federation
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
@@ -46,6 +47,6 @@ def evaluate_once(settings: Settings, split: str) -> str:
     metrics = in_process(settings).evaluate(cast(Split, split))
     if settings.json:
         with replacing(Path(settings.json)) as file:
-            file.write_text(json.dumps(metrics))
+            file.write_text(json.dumps(without_nan(metrics), allow_nan=False))
     counts = f"{metrics.get('num_examples', 0)} examples, {metrics.get('num_batches', 0)} batches"
     return f"{split}: {describe(metrics)} ({counts})"

@@ -97,6 +97,8 @@ def open_population(path: str | Path, split: Split) -> Population:
 
         return open_hub(str(path).removeprefix("hf:"), split)
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a file in it")
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     if path.name.endswith((".sqlite", ".lzma")) or _starts_like_sqlite(path):

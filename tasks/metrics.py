@@ -15,6 +15,9 @@ from tasks.stream import Batch
 
 Sums = dict[str, list[float]]
 
+RESERVED = frozenset({"loss", "num_examples", "num_batches", "num-examples"})
+"""Names of sums that every client sends, whatever the task's metrics are."""
+
 
 def ratio(sums: Sequence[float]) -> float:
     """First sum over the second; NaN where nothing was counted."""

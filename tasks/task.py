@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from settings.errors import InputError
 from tasks.data import Examples, Population, Split, open_population
-from tasks.metrics import Metric
+from tasks.metrics import RESERVED, Metric
 from tasks.published import cached
 from tasks.stream import Batch, Prepared
 from weights.keras import build_model
@@ -54,6 +54,12 @@ class Task:
     client_optimizer: str = "sgd:lr=0.02"
     probe: Examples | None = None
     write_sample: Callable[[nn.Module, int], str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in RESERVED & set(self.metrics):
+            raise InputError(
+                f"task {self.name}: {name!r} is there anyway, a metric needs another name"
+            )
 
     def population(self, data: str, split: Split) -> Population:
         """Open `--data`: a path, `sample` for the embedded data, or `tff` for what was downloaded."""

@@ -86,11 +86,17 @@ def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
 
 def check_place(path: Path) -> None:
     """Raise InputError if `path` cannot be written: better said before the work than after. Touches nothing."""
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written: it is a folder")
+    _check_replaceable(path)
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{path}: cannot be written: {nearest} is not a folder that takes files")
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written: it is a folder")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: cannot be written: it is a device, not a file")
 
 
 @contextmanager
@@ -98,12 +104,14 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A file beside `path` to write, which then replaces `path` in one step; deleted on errors.
 
     Args:
-        path: What is replaced.
+        path: What is replaced; of a link, what it points to.
         durable: Wait until the disk has it, so that the machine's end does not undo it.
 
     Raises:
         InputError: The folder or the disk does not take it.
     """
+    _check_replaceable(path)
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -192,7 +192,7 @@ def _members(path: Path) -> dict[str, bytes]:
     Nothing is unpacked to disk. Raises an InputError if it is damaged, a bomb, or not Keras's.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return {}

@@ -89,9 +89,12 @@ def export(source: Path, target: Path, template: Path) -> None:
     Example: fedferry export tuned.safetensors tuned.kerasmodel \\
                --template dickens_rnn.batch8.kerasmodel
     """
+    from server.initial import SAFETENSORS
     from weights.checkpoint import model_arrays, read_checkpoint
     from weights.keras import save_model
 
+    if target.suffix == SAFETENSORS:
+        raise InputError(f"{target}: what is written is a Keras file, not {SAFETENSORS}")
     arrays, _ = read_checkpoint(source)
     save_model(model_arrays(arrays), template, target)
     click.echo(f"{target}")

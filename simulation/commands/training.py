@@ -59,7 +59,9 @@ def evaluate(split: str, **values: Any) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--metric", default="accuracy", show_default=True, help="what the picture shows")
+@click.option(
+    "--metric", default="", help="what the picture shows (default: accuracy, or the loss)"
+)
 @click.option(
     "--on",
     "side",
@@ -77,9 +79,9 @@ def compare(runs: tuple[Path, ...], metric: str, side: str, png: Path) -> None:
     """
     from rich.console import Console
 
-    from simulation.compare import comparison_table, draw, read_run
+    from simulation.compare import comparison_table, default_metric, draw, read_run
 
     read = [read_run(path) for path in runs]
     Console().print(comparison_table(read))
-    draw(read, side, metric, png)
+    draw(read, side, metric or default_metric(read, side), png)
     click.echo(f"picture: {png}")

@@ -4,6 +4,7 @@ import json
 import logging
 import resource
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -47,6 +48,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a file system can be mounted by root only: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
+    script = "from simulation.cli import main; main()"
+    words = ["run", "emnist_lr", "--cohort", "2", "--rounds", "2", "--logdir", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], stdout=full, stderr=subprocess.PIPE, check=True
+        )
+    assert b"standard output cannot be written, the run goes on" in done.stderr
+    assert (tmp_path / "checkpoints/round-000002.safetensors").is_file()
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path) -> None:

@@ -147,11 +147,12 @@ def test_a_non_finite_update_has_weight_zero(bad: float) -> None:
     assert (tally.non_finite, tally.answered, tally.failed) == (1, 2, {})
 
 
-def test_only_non_finite_updates_change_nothing() -> None:
+def test_only_non_finite_updates_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     rounds = Rounds({"a": reply(update(np.nan, 1.0), sums(3))}, server_optimizer="adam:lr=0.1")
     assert rounds.train()["num_examples"] == 3
     assert rounds.w == [1.0, 2.0]
     assert rounds.strategy.optimizer.state_dict()["state"] == {}
+    assert "updates not finite, which count for nothing: 1" in caplog.text
 
 
 def test_a_non_finite_mean_leaves_weights_and_optimizer() -> None:

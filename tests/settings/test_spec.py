@@ -27,10 +27,15 @@ def test_parse(text: str, name: str, options: dict[str, str]) -> None:
     assert parse_spec(text) == Spec(name, options)
 
 
-@pytest.mark.parametrize("text", ["sgd:lr=1,momentum", "sgd:lr=1,,", "sgd:lr=1,lr=2", "sgd:=1"])
+@pytest.mark.parametrize("text", ["sgd:lr=1,momentum", "sgd:lr=1,,", "sgd:=1"])
 def test_unreadable_options(text: str) -> None:
     with pytest.raises(InputError, match="write NAME:key=value,key=value"):
         parse_spec(text)
+
+
+def test_an_option_given_twice() -> None:
+    with pytest.raises(InputError, match="'sgd:lr=1,lr=2' gives lr twice"):
+        parse_spec("sgd:lr=1,lr=2")
 
 
 @pytest.mark.parametrize("text", ["", "  ", ":lr=1"])

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from settings.errors import InputError
-from simulation.compare import comparison_table, draw, read_run
+from simulation.compare import comparison_table, default_metric, draw, read_run
 
 
 def logged(folder: Path, codec: str, bits: int) -> Path:
@@ -42,6 +42,30 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     draw([plain, small], "eval", "accuracy", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_diverged_and_one_that_sent_nothing(tmp_path: Path) -> None:
+    runs = [logged(tmp_path / name, "identity", bits) for name, bits in (("nan", 8), ("none", 0))]
+    diverged = json.loads((runs[0] / "metrics.json").read_text())
+    diverged["rounds"][-1]["eval"] = {"loss": None, "accuracy": 0.5}
+    (runs[0] / "metrics.json").write_text(json.dumps(diverged))
+    for order in (runs, runs[::-1]):
+        read = [read_run(path) for path in order]
+        console = Console(width=80, record=True)
+        console.print(comparison_table(read))
+        lines = {line.split()[0]: line.split() for line in console.export_text().splitlines()}
+        assert lines["nan"][2:4] == ["3", "0.5000"]
+        assert lines["none"][-2:] == ["0.0", "3.0"]  # no ratio
+        pytest.importorskip("matplotlib")
+        draw(read, "eval", "loss", tmp_path / "curves.png")
+
+
+def test_the_picture_shows_the_accuracy_or_else_the_loss(tmp_path: Path) -> None:
+    run = read_run(logged(tmp_path / "run", "identity", 8))
+    assert default_metric([run], "eval") == "accuracy"
+    for item in run.rounds:
+        item["eval"].pop("accuracy", None)
+    assert default_metric([run], "eval") == "loss"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Metrics as sums over batches and clients."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from settings.errors import InputError
+from tasks.catalogue import load_task
 from tasks.metrics import (
     ACCURACY,
     Metric,
@@ -30,6 +32,12 @@ def count(outputs: Tensor, batch: Batch) -> Sums:
     sums = MetricSums({"accuracy": ACCURACY})
     sums.add(outputs, classification_loss(outputs, batch), batch)
     return sums.sums()
+
+
+@pytest.mark.parametrize("name", ["loss", "num_examples", "num_batches", "num-examples"])
+def test_a_metric_cannot_take_the_name_of_what_is_always_there(name: str) -> None:
+    with pytest.raises(InputError, match=f"task emnist_lr: '{name}' is there anyway"):
+        replace(load_task("emnist_lr"), metrics={name: ACCURACY})
 
 
 def test_loss_is_mean_cross_entropy() -> None:

@@ -81,7 +81,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, "not a readable HDF5 file: .*truncated"),
     "not HDF5": (lambda path: path.write_text("hello"), "not a readable HDF5 file"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable HDF5 file"),
-    "a folder": (lambda path: path.mkdir(), "no such file"),
+    "a folder": (lambda path: path.mkdir(), "a folder, not a file"),
     "missing": (lambda path: None, "no such file"),
     "no config": (attribute("model_config", None), "holds weights only"),
     "config is no JSON": (attribute("model_config", "{"), "not JSON"),
