@@ -1,8 +1,10 @@
 """A user's mistake, said in one line."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
+from pathlib import Path
 
 _LONGEST = 300
 
@@ -42,3 +44,13 @@ def few(names: Iterable[object], count: int, shown: int = 5) -> str:
 def shorten(text: str) -> str:
     """A text from elsewhere, at a length that one line of a log bears."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def place_of(error: Exception) -> str:
+    """File and line of the last code on the way to an error that is not an installed package's."""
+    frames = [*traceback.extract_tb(error.__traceback__)]
+    own = [
+        f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")
+    ]
+    last = (own or frames)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"

@@ -8,14 +8,13 @@ import inspect
 import math
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from settings.errors import InputError, unknown
+from settings.errors import InputError, place_of, unknown
 
 _BOOL = inspect.Parameter("value", inspect.Parameter.KEYWORD_ONLY, annotation=bool)
 
@@ -157,13 +156,8 @@ def _article(wanted: Any) -> str:
 
 def _unimportable(module_name: str, error: Exception) -> InputError:
     """What is wrong with a user's module, and where."""
-    line = traceback.extract_tb(error.__traceback__)[-1]
     # A syntax error tells its own place.
-    where = (
-        ""
-        if isinstance(error, SyntaxError)
-        else f" ({Path(line.filename).name}, line {line.lineno})"
-    )
+    where = "" if isinstance(error, SyntaxError) else f" ({place_of(error)})"
     return InputError(f"cannot import {module_name}: {type(error).__name__}: {error}{where}")
 
 

@@ -14,6 +14,7 @@ from server.app import app as server_app
 from server.console import describe
 from server.record import without_nan
 from server.rounds import Federation
+from settings.errors import InputError
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.data import Split
@@ -26,16 +27,23 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 def simulate(settings: Settings) -> None:
     """Run server and clients in this process; one node serves the whole population."""
-    grid = InProcessGrid(client_app, settings.to_config(), announce=lookahead.announce)
+    grid = _grid(settings)
     context = Context(grid.run.run_id, 0, {}, RecordDict(), settings.to_config())
     server_app(grid=grid, context=context)
 
 
 def in_process(settings: Settings) -> Federation:
     """The federation that `simulate` runs, to be stepped through: `next()`, `evaluate()`, `state()`, `model`."""
-    return Federation(
-        settings, InProcessGrid(client_app, settings.to_config(), announce=lookahead.announce)
-    )
+    return Federation(settings, _grid(settings))
+
+
+def _grid(settings: Settings) -> InProcessGrid:
+    if settings.min_available_nodes > 1:
+        many = settings.min_available_nodes
+        raise InputError(
+            f"--min-available-nodes {many}: a simulation is one node, and needs no more"
+        )
+    return InProcessGrid(client_app, settings.to_config(), announce=lookahead.announce)
 
 
 def evaluate_once(settings: Settings, split: str) -> str:

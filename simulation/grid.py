@@ -29,6 +29,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from settings.errors import InputError, place_of
 from simulation.node_state import NodeStates
 
 # All ids drawn have one length on the wire, so that equal runs count equal bytes.
@@ -171,6 +172,8 @@ class InProcessGrid(Grid):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
+            if not isinstance(error, InputError):
+                reason += f" ({place_of(error)})"
             return _error(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
         kept.state = _clone(context.state)
         return reply

@@ -259,7 +259,8 @@ def test_all_clients_failing_ends_the_run(
 ) -> None:
     settings = Settings(**SMALL, data=writers, eval_every=eval_every, logdir=str(tmp_path / "log"))
     grid = InProcessGrid(failing(RuntimeError("no memory")), settings.to_config())
-    with pytest.raises(InputError, match=rf"^{said}: all 4 clients failed; [a-h]: .*no memory$"):
+    why = r"[a-h]: .*no memory \(test_rounds.py, line [0-9]+\)$"
+    with pytest.raises(InputError, match=rf"^{said}: all 4 clients failed; {why}"):
         Federation(settings, grid).run()
 
 

@@ -76,6 +76,7 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run emnist_lr --seed 9223372036854775808", ["--seed must be under 2^63"]),
         ("run emnist_lr --codec zip", ["unknown codec 'zip'", "uniform", "adaptive"]),
         ("run emnist_lr --json /dev/null", ["/dev/null: cannot be written: it is a device"]),
+        ("run emnist_lr --min-available-nodes 2", ["a simulation is one node"]),
         ("run emnist_lr --client-ids ,", ["--client-ids ',' names nobody"]),
         ("run emnist_lr --client-optimizer sgd:lr=1,lr=2", ["gives lr twice"]),
         ("run emnist_lr --client-optimizer torch.Adam:lr=1,betas=0.9", ["torch.Adam: ", "range"]),
