@@ -45,11 +45,12 @@ class Regression(NamedTuple):
     ) -> list[Result] | None:
         """What `client.cohort.update_together` returns.
 
-        None where torch has to do it: a machine without the kernel (`weights.regression_kernel`), examples that are not
-        float32, targets that are no classes.
+        None where torch has to do it: a machine without the kernel (`weights.regression_kernel`), weights or examples
+        that are not float32, targets that are no classes.
         """
         classes, features = initial[self.weight].shape
-        kernel = _kernel(features, classes)
+        single = all(initial[name].dtype == np.float32 for name in (self.weight, self.bias))
+        kernel = _kernel(features, classes) if single else None
         if kernel is None or not all(_fits(client, features, classes) for client in clients):
             return None
         results: list[Result] = [({}, {}) for _ in clients]
