@@ -61,7 +61,7 @@ class Crew:
         self._jobs: dict[str, _Job] = {}
         self._waiting: list[tuple[_Job, Callable[[], Result]]] = []
         self._choosing = threading.Lock()
-        self._more = True
+        self._more = True  # clients are still to come, after those that were begun with
         self._copies: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
         self._drawing: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 

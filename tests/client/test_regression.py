@@ -206,6 +206,7 @@ def test_examples_that_the_kernel_does_not_read_are_torchs(monkeypatch: pytest.M
     ]
     for other in others:
         assert by_kernel(model, [client, replace(client, prepared=other)]) is None
+    assert by_kernel(linear().double(), [client]) is None
     monkeypatch.setitem(sys.modules, "weights.llvm", None)
     monkeypatch.delitem(sys.modules, "weights.regression_kernel", raising=False)
     _kernel.cache_clear()
