@@ -11,13 +11,19 @@ from settings.schema import Settings, flag
 SETTINGS = {item.name: item for item in fields(Settings)}
 
 
-def settings_options(names: list[str]) -> Callable[[Any], Any]:
-    """A decorator that adds a flag for each of these fields of the settings schema."""
+def settings_options(names: list[str], **words: str) -> Callable[[Any], Any]:
+    """A decorator that adds a flag for each of these fields of the settings schema.
+
+    Args:
+        names: The fields.
+        words: What `--help` says of some of them, where it is not what the schema says.
+    """
 
     def decorate(command: Any) -> Any:
         for name in reversed(names):
             item = SETTINGS[name]
-            help_text, choices = item.metadata["help"], item.metadata["choices"]
+            help_text = words.get(name, item.metadata["help"])
+            choices = item.metadata["choices"]
             kind: Any = click.Choice(choices) if choices else item.type
             declaration = flag(item)
             if item.type is bool and item.default:

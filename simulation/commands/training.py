@@ -43,9 +43,18 @@ def run(**values: Any) -> None:
 @click.command()
 @click.argument("task")
 @click.option(
-    "--split", type=click.Choice(["train", "test"]), default="test", help="data to evaluate on"
+    "--split",
+    type=click.Choice(["train", "test"]),
+    default="test",
+    show_default=True,
+    help="data to evaluate on",
 )
-@settings_options(list(_EVALUATE))
+@settings_options(
+    list(_EVALUATE),
+    cohort="clients that evaluate, drawn once",
+    client_ids="evaluate on exactly these clients",
+    json="write the metrics here",
+)
 def evaluate(split: str, **values: Any) -> None:
     """Evaluate a model of TASK on clients' data, federated or centralised.
 
