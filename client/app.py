@@ -74,7 +74,13 @@ def _trained(message: Message, job: "_Job") -> Result:
         lookahead.keep(failed)
         if len(together) > 1:
             clients = [*together.values()]
-            mine, *others = update_together(task, model, weights, clients, optimizer, _crew)
+            try:
+                mine, *others = update_together(task, model, weights, clients, optimizer, _crew)
+            except TimeoutError:
+                raise
+            except Exception:
+                # Which of them it comes from shows when each trains alone.
+                return _result(message, job, stream, work)
             lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
             return mine
     return _result(message, job, stream, work)

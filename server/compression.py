@@ -196,13 +196,15 @@ class CompressedAggregation(Strategy):
         if takes_updates and not self._codecs and not self._norms:
             return True
         update = decode_arrays(record, self._codecs, like=expected)
-        if is_finite(update):
+        finite = is_finite(update)
+        if finite:
             self._check_norms(update)
         elif not takes_updates:
             raise WireError("the update is not finite")
         if takes_updates and not self._codecs:
             return True
-        self._allocation.observe(update, payload_bytes(record))
+        if finite:
+            self._allocation.observe(update, payload_bytes(record))
         if not takes_updates:
             update = {n: a - update[n] if n in update else a for n, a in self._model.items()}
         [name] = records(reply.content, ArrayRecord)

@@ -38,8 +38,15 @@ def exchange(
 
 
 def _replies(post: Post, refused: list[Message], timeout: float, enough: int) -> Iterator[Message]:
+    try:
+        yield from refused
+        yield from _arriving(post, timeout, enough)
+    finally:
+        post.give_up()
+
+
+def _arriving(post: Post, timeout: float, enough: int) -> Iterator[Message]:
     started, question = time.monotonic(), _QUESTION
-    yield from refused
     while post.open and enough > 0 and (waited := time.monotonic() - started) < timeout:
         arrived = False
         for reply in post.arrivals():

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from logging import WARNING
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Errors that tell of the SuperLink, killed while a reply was handed over, and not of the client."""
+
+
+@runtime_checkable
+class Forgets(Protocol):
+    """A grid that keeps messages in this process till they are pulled, or until it is told that they will not be."""
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Do not deliver these messages."""
 
 
 class Post:
@@ -55,6 +63,11 @@ class Post:
                 self._sent[message.metadata.message_id] = message
         error = Error(ErrorCode.UNKNOWN, "the SuperLink did not take the message")
         return [Message(error, reply_to=message) for message in refused]
+
+    def give_up(self) -> None:
+        """Wait for nothing any more."""
+        if isinstance(self._grid, Forgets):
+            self._grid.forget(self.open)
 
     def question(self, ttl: float) -> None:
         """Ask the nodes of the open messages something that they answer after those; it lives `ttl` seconds.

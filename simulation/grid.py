@@ -122,6 +122,11 @@ class InProcessGrid(Grid):
                 return [self._deliver(self._pending.pop(message_id))]
         return []
 
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Do not deliver these messages: nobody waits for the replies (`server.post.Forgets`)."""
+        for message_id in [*message_ids]:
+            self._pending.pop(message_id, None)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,20 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> str:
                 client["label"] = labels.astype(np.int32)
                 client["pixels"] = ((patterns[labels] + noise) / 2).astype(np.float32)
     return str(folder / "digits_train.h5")
+
+
+@pytest.fixture
+def spoilt(writers: str, tmp_path: Path) -> Callable[..., str]:
+    """A copy of the writers' training data in which one client has another first value of a feature."""
+
+    def copy(client: str, feature: str, value: float) -> str:
+        path = tmp_path / "spoilt_train.h5"
+        shutil.copyfile(writers, path)
+        with h5py.File(path, "r+") as file:
+            file[f"examples/{client}/{feature}"][0] = value
+        return str(path)
+
+    return copy
 
 
 @pytest.fixture

@@ -378,6 +378,18 @@ def test_adaptive_meets_its_budget(writers: str, federate: Federate) -> None:
     assert payloads[-1] == pytest.approx(1000, rel=0.15), payloads
 
 
+def test_a_client_that_diverges_does_not_set_the_step(
+    spoilt: Callable[..., str], federate: Federate
+) -> None:
+    ours, _ = federate(
+        **RUN | {"cohort": "all"},
+        data=spoilt("c", "pixels", np.nan),
+        codec="adaptive:budget=1000,threshold=100",
+    )
+    assert [r["comm"]["non_finite"] for r in ours["rounds"]] == [1, 1, 1]
+    assert all(np.isfinite(r["train"]["loss"]) for r in ours["rounds"])
+
+
 def test_a_budget_below_the_small_tensors_is_refused(writers: str, federate: Federate) -> None:
     with pytest.raises(InputError, match="leaves nothing"):
         federate(**RUN, data=writers, codec="adaptive:budget=20")

@@ -58,6 +58,13 @@ def test_a_deadline_ends_the_waiting() -> None:
     assert 1 <= len(list(exchange(grid, questions(grid), 0.3))) < 5
 
 
+def test_what_nobody_waits_for_is_not_kept() -> None:
+    """With over-selection, every round would leave its model behind."""
+    grid = grid_of(lambda number: None, 5)
+    assert len(list(exchange(grid, questions(grid), 60.0, enough=3))) == 3
+    assert not grid._pending
+
+
 def test_a_silent_grid_is_not_waited_for_longer_than_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

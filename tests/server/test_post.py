@@ -116,8 +116,9 @@ class OverHttp(HttpGrid):
 def test_one_request_asks_for_all_and_each_reply_is_fetched_when_it_is_its_turn() -> None:
     """So that a look costs the SuperLink little, and the server holds one update at a time."""
     runtime = Runtime()
+    grid = OverHttp(runtime)
     sent = [Message(RecordDict(), node, "query") for node in range(2, 202)]
-    replies = exchange(OverHttp(runtime), sent, 60.0)
+    replies = exchange(grid, sent, 60.0)
     for number, reply in enumerate(replies, 1):
         assert reply.metadata.reply_to_message_id == sent[number - 1].metadata.message_id
         assert len(runtime.fetched) == number

@@ -131,6 +131,18 @@ def test_a_client_that_fails_fails_alone(
     assert content["rounds"][0]["comm"]["answered"] == 7
 
 
+def test_a_label_that_is_no_class_fails_one_client(
+    spoilt: Callable[..., str], federate: Federate
+) -> None:
+    """Though clients train together, and nothing is wrong before the group's first step."""
+    ours, _ = federate(
+        task="emnist_lr", data=spoilt("c", "label", -1), rounds=2, cohort="all", eval_every=0
+    )
+    for record in ours["rounds"]:
+        assert record["comm"]["answered"] == 7
+        assert list(record["comm"]["failed"]) == ["c"]
+
+
 @pytest.mark.parametrize("broken", ["a", "c"], ids=["the first of a group", "a peer"])
 def test_what_cannot_be_read_is_not_read_again_in_the_round(
     broken: str, writers: str, federate: Federate, monkeypatch: pytest.MonkeyPatch
