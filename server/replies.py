@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from flwr.app import MetricRecord, RecordDict
 
 from settings.errors import few
-from tasks.metrics import Metric, Sums, ratio
+from tasks.metrics import Metric, Sums
 from weights.wire import Record, WireError, records
-
-_MOST_SUMS = 64
-"""Sums that a metric whose number of sums is not known yet may have."""
 
 
 def only(content: RecordDict, kind: type[Record]) -> Record:
@@ -34,14 +31,11 @@ class Claims:
     metrics: Mapping[str, Metric]
     batch_size: int = 0
     max_batches: int = 0
-    _widths: dict[str, int] = field(init=False)
+    _num_sums: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        # How many sums a metric has; 0 until the first reply says.
-        self._widths = {
-            name: 2 if metric.finalize is ratio else 0 for name, metric in self.metrics.items()
-        }
-        self._widths |= {"loss": 2, "num_examples": 1, "num_batches": 1}
+        self._num_sums = {name: metric.num_sums for name, metric in self.metrics.items()}
+        self._num_sums |= {"loss": 2, "num_examples": 1, "num_batches": 1}
 
     def sums(self, content: RecordDict) -> Sums:
         """The metric sums of a reply, empty for a client without data.
@@ -54,20 +48,17 @@ class Claims:
         if record.get("num-examples") == 0:
             return {}
         self._check_counts(record)
-        odd = (set(record) - {"num-examples"}) ^ set(self._widths)
+        odd = (set(record) - {"num-examples"}) ^ set(self._num_sums)
         if odd:
             raise WireError(f"metrics missing or unknown: {few(sorted(odd), len(odd), 3)}")
-        widths = {name: self._check_width(name, record[name]) for name in self._widths}
-        self._widths = widths
-        return {name: [float(value) for value in record[name]] for name in widths}  # type: ignore[union-attr]
+        return {name: self._checked(name, record[name]) for name in self._num_sums}
 
-    def _check_width(self, name: str, values: object) -> int:
+    def _checked(self, name: str, values: object) -> list[float]:
         if not isinstance(values, list):
             raise WireError(f"metric {name} is not a list of sums, but {type(values).__name__}")
-        known = self._widths[name]
-        if len(values) != known if known else not 1 <= len(values) <= _MOST_SUMS:
-            raise WireError(f"metric {name} has {len(values)} sums, not {known or 'one or a few'}")
-        return len(values)
+        if len(values) != self._num_sums[name]:
+            raise WireError(f"metric {name} has {len(values)} sums, not {self._num_sums[name]}")
+        return [float(value) for value in values]
 
     def _check_counts(self, record: MetricRecord) -> None:
         """Whole numbers that agree with each other and with what the server asked for.

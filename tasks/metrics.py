@@ -3,6 +3,7 @@
 This is what `tff.learning.metrics` calls unfinalized metrics and finalizers.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from settings.errors import InputError
 from tasks.stream import Batch
 
 Sums = dict[str, list[float]]
+
+_LOG = logging.getLogger(__name__)
 
 RESERVED = frozenset({"loss", "num_examples", "num_batches", "num-examples"})
 """Names of sums that every client sends, whatever the task's metrics are."""
@@ -31,10 +34,12 @@ class Metric:
     Attributes:
         unfinalized: (model outputs, batch) -> the sums that this batch adds, scalars.
         finalize: The sums over all batches and clients -> the metric's value.
+        num_sums: How many sums there are.
     """
 
     unfinalized: Callable[[Tensor, Batch], Sequence[Tensor | float]]
     finalize: Callable[[Sequence[float]], float] = ratio
+    num_sums: int = 2
 
 
 class MeanMetric(Metric):
@@ -115,6 +120,11 @@ class MetricSums:
                 raise InputError(
                     f"metric {name} must give its sums, such as (sum, count), not {values!r}"
                 )
+            if len(values) != metric.num_sums:
+                raise InputError(
+                    f"metric {name} gives {len(values)} sums, not {metric.num_sums}: "
+                    f"say Metric(..., num_sums={len(values)})"
+                )
             self._count(name, values)
         self._count("num_examples", (float(batch.num_examples),))
         self._count("num_batches", (1.0,))
@@ -143,10 +153,21 @@ def add_sums(totals: Sums, sums: Mapping[str, Sequence[float]]) -> None:
 def finalize(
     sums: Mapping[str, Sequence[float]], metrics: Mapping[str, Metric]
 ) -> dict[str, float]:
-    """Sums over clients to metric values; empty sums give an empty result."""
+    """Sums over clients to metric values; empty sums give an empty result.
+
+    NaN, with a warning, is a metric whose `finalize` raises: sums are what clients claim, and none may end a run.
+    """
     if not sums:
         return {}
     values = {"loss": ratio(sums["loss"])}
-    values |= {name: float(metric.finalize(sums[name])) for name, metric in metrics.items()}
+    values |= {name: _finalized(name, metric, sums[name]) for name, metric in metrics.items()}
     counts = {name: int(sums[name][0]) for name in ("num_examples", "num_batches")}
     return {**values, **counts}
+
+
+def _finalized(name: str, metric: Metric, sums: Sequence[float]) -> float:
+    try:
+        return float(metric.finalize(sums))
+    except Exception as error:
+        _LOG.warning("metric %s has no value for the sums %s: %r", name, sums, error)
+        return math.nan

@@ -15,7 +15,7 @@ from server.exchange import exchange
 from server.strategy import WeightedFedAvg
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
-from tasks.metrics import ACCURACY
+from tasks.metrics import ACCURACY, Metric
 from weights.named import NamedArrays, fingerprint
 from weights.wire import pack, unpack
 
@@ -53,6 +53,11 @@ def good(value: float = 1.0, examples: int = 1) -> RecordDict:
 
 
 EMPTY = reply({}, {"num-examples": 0})
+DEFAULTS: dict[str, Any] = {
+    "server_optimizer": "sgd:lr=1.0",
+    "weighting": "examples",
+    "metrics": {"accuracy": ACCURACY},
+}
 
 
 def client_app(answers: Mapping[str, Answer]) -> ClientApp:
@@ -80,9 +85,8 @@ class Rounds:
         self.strategy = WeightedFedAvg(
             WEIGHTS,
             ["w", "b"],
-            **{"server_optimizer": "sgd:lr=1.0", "weighting": "examples", **options},
+            **{**DEFAULTS, **options},
             architecture="",
-            metrics={"accuracy": ACCURACY},
             directory=directory,
             cohort=Cohort(directory, Settings(cohort="all")),
         )
@@ -281,6 +285,35 @@ def test_what_is_refused_is_said_and_does_not_count(kind: str, bad: str) -> None
     assert (tally.asked, tally.answered) == (3, 2)
     assert rounds.w == [0.0, 1.0]
     assert metrics == {"loss": 1.0, "accuracy": 0.0, "num_examples": 4, "num_batches": 2}
+
+
+def rmse(value: list[float]) -> RecordDict:
+    said = {key: value for key, value in sums(2).items() if key != "accuracy"}
+    return reply(update(1.0, 1.0), {**said, "rmse": value})
+
+
+def test_the_first_reply_does_not_say_how_many_sums_a_metric_has() -> None:
+    root = Metric(lambda outputs, batch: [0.0] * 3, lambda sums: math.sqrt(sums[0]), num_sums=3)
+    answers = {"a": rmse([1.0] * 4), "b": rmse([2.0, 0.0, 0.0]), "c": rmse([7.0, 0.0, 0.0])}
+    rounds = Rounds(answers, metrics={"rmse": root})
+    assert rounds.train()["rmse"] == 3.0
+    assert list(rounds.strategy.tally.failed) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "root", [math.sqrt, lambda value: value**0.5, lambda value: 1 / (1 + value)]
+)
+def test_a_metric_without_a_value_for_what_a_client_claims_is_nan(
+    root: Callable[[float], float], caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds = Rounds(
+        {"a": rmse([-1.0, 2.0])},
+        metrics={"rmse": Metric(lambda outputs, batch: [0.0] * 2, lambda sums: root(sums[0]))},
+    )
+    metrics = rounds.train()
+    assert math.isnan(metrics["rmse"])
+    assert (metrics["loss"], rounds.w) == (1.0, [0.0, 1.0])
+    assert "metric rmse has no value for the sums [-1.0, 2.0]" in caplog.text
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

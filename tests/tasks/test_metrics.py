@@ -112,10 +112,10 @@ def test_sums_stay_exact_and_need_no_batch() -> None:
     assert sums.sums() == {}
     assert finalize({}, {"accuracy": ACCURACY}) == {}
     batch = Batch(torch.zeros(1, 1), torch.zeros(1, 1))
-    large = MetricSums({"big": Metric(lambda outputs, batch: [torch.tensor(2.0**24)])})
+    large = MetricSums({"big": Metric(lambda outputs, batch: [torch.tensor(2.0**24)], num_sums=1)})
     for _ in range(3):
         large.add(torch.zeros(1), torch.tensor(1.0), batch)
-    large_plus_one = MetricSums({"big": Metric(lambda outputs, batch: [1.0])})
+    large_plus_one = MetricSums({"big": Metric(lambda outputs, batch: [1.0], num_sums=1)})
     large_plus_one.add(torch.zeros(1), torch.tensor(1.0), batch)
     totals = large.sums()
     add_sums(totals, large_plus_one.sums())
@@ -145,4 +145,11 @@ def test_a_metric_that_gives_no_sums_is_named() -> None:
     sums = MetricSums({"mine": Metric(lambda outputs, batch: outputs.mean())})  # type: ignore[arg-type, return-value]
     batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match="metric mine must give its sums"):
+        sums.add(torch.zeros(2, 3), torch.tensor(0.0), batch)
+
+
+def test_a_metric_that_gives_another_number_of_sums_is_named() -> None:
+    sums = MetricSums({"mine": Metric(lambda outputs, batch: (1.0, 2.0, 3.0))})
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"metric mine gives 3 sums, not 2: .*num_sums=3"):
         sums.add(torch.zeros(2, 3), torch.tensor(0.0), batch)
