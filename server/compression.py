@@ -172,44 +172,63 @@ class CompressedAggregation(Strategy):
                 yield reply
                 continue
             try:
-                usable = self._decode(reply)
-                if self._norms:
-                    record = only(reply.content, ConfigRecord)
-                    said.append({key: bool(record.get(key)) for key in _SAID})
+                record = only(reply.content, ConfigRecord) if self._norms else ConfigRecord()
+                payload, update = self._decode(reply)
             except WireError as error:
                 yield Message(  # type: ignore[call-overload]
                     metadata=reply.metadata, error=Error(ErrorCode.UNKNOWN, str(error))
                 )
                 continue
-            if usable:
+            refused = self._refused
+            if payload or self._takes_updates:
                 yield reply
+            if self._refused > refused:
+                continue  # what it says of its norm does not count either
+            if update:
+                self._allocation.observe(update, payload)
+            if self._norms:
+                said.append({key: bool(record.get(key)) for key in _SAID})
 
-    def _decode(self, reply: Message) -> bool:
-        """Decode a reply in place; False where the wrapped strategy should not see it."""
+    @property
+    def _takes_updates(self) -> bool:
+        """Whether the wrapped strategy is ours; Flower's want trained models, and from every client."""
+        return isinstance(self._strategy, WeightedFedAvg)
+
+    @property
+    def _refused(self) -> int:
+        """Replies of the round that the wrapped strategy has refused, as far as it says so."""
+        return self._strategy.tally.failures if isinstance(self._strategy, WeightedFedAvg) else 0
+
+    def _decode(self, reply: Message) -> tuple[int, NamedArrays]:
+        """Decode a reply in place.
+
+        Returns:
+            The bytes that its arrays came in, 0 for those of a client without data; and what a codec has made of them,
+            where that can be learnt from.
+        """
         record = only(reply.content, ArrayRecord)
-        takes_updates = isinstance(self._strategy, WeightedFedAvg)
+        payload = payload_bytes(record)
         if not record:
             # A client without data: for us an update of zero with weight zero.
-            return takes_updates
+            return 0, {}
         expected = self._expected()
-        _check_size(record, expected)
-        if takes_updates and not self._codecs and not self._norms:
-            return True
+        _check_size(payload, expected)
+        if self._takes_updates and not self._codecs and not self._norms:
+            return payload, {}
         update = decode_arrays(record, self._codecs, like=expected)
         finite = is_finite(update)
         if finite:
             self._check_norms(update)
-        elif not takes_updates:
+        elif not self._takes_updates:
             raise WireError("the update is not finite")
-        if takes_updates and not self._codecs:
-            return True
-        if finite:
-            self._allocation.observe(update, payload_bytes(record))
-        if not takes_updates:
-            update = {n: a - update[n] if n in update else a for n, a in self._model.items()}
+        if self._takes_updates and not self._codecs:
+            return payload, {}
+        trained = update
+        if not self._takes_updates:
+            trained = {n: a - update[n] if n in update else a for n, a in self._model.items()}
         [name] = records(reply.content, ArrayRecord)
-        reply.content[name] = pack(update)
-        return True
+        reply.content[name] = pack(trained)
+        return payload, update if finite else {}
 
     def _check_norms(self, update: NamedArrays) -> None:
         """Refuse an update that its client cannot have zeroed and clipped as it was told.
@@ -245,11 +264,11 @@ class CompressedAggregation(Strategy):
         return self._strategy.aggregate_evaluate(server_round, replies)
 
 
-def _check_size(record: ArrayRecord, expected: NamedArrays) -> None:
+def _check_size(payload: int, expected: NamedArrays) -> None:
     """Refuse a payload, before any of it is decoded, that is larger than any codec makes it."""
     most = sum(2 * array.nbytes + 4096 for array in expected.values())
-    if payload_bytes(record) > most:
-        raise WireError(f"its payload of {payload_bytes(record)} bytes is over {most}")
+    if payload > most:
+        raise WireError(f"its payload of {payload} bytes is over {most}")
 
 
 def make_aggregator(

@@ -14,7 +14,7 @@ def only(content: RecordDict, kind: type[Record]) -> Record:
     """The one record of its kind that a reply must hold; WireError otherwise."""
     found = records(content, kind)
     if len(found) != 1:
-        raise WireError(f"the reply holds {len(found)} records of a kind, not one")
+        raise WireError(f"the reply holds {len(found)} records of kind {kind.__name__}, not one")
     return next(iter(found.values()))
 
 

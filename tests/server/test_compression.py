@@ -122,26 +122,35 @@ def test_an_undecoded_update_fails_loudly(writers: str) -> None:
         inner.aggregate_train(1, grid.send_and_receive(messages))
 
 
-def garbled(change: Callable[[Array], Array]) -> ClientApp:
-    """The real ClientApp, except that client `b` sends an altered weight matrix."""
+def altered(alter: Callable[[RecordDict], object]) -> ClientApp:
+    """The real ClientApp, except that client `b` sends something else."""
     app = ClientApp()
 
-    def alter(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
         if message.content.config_records["config"]["client-id"] == "b":
-            record = reply.content.array_records["arrays"]
-            record["dense.weight"] = change(record["dense.weight"])
+            alter(reply.content)
         return reply
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         return client_app(message, context)
 
-    @app.train(mods=[alter])
+    @app.train(mods=[mod])
     def training(message: Message, context: Context) -> Message:
         return client_app(message, context)
 
     return app
+
+
+def garbled(change: Callable[[Array], Array]) -> ClientApp:
+    """Client `b` sends an altered weight matrix."""
+
+    def alter(content: RecordDict) -> None:
+        record = content.array_records["arrays"]
+        record["dense.weight"] = change(record["dense.weight"])
+
+    return altered(alter)
 
 
 def with_data(array: Array, data: bytes) -> Array:
@@ -200,6 +209,22 @@ def test_the_server_does_not_rely_on_clients_to_zero_and_clip(
     # What a refused reply says of itself does not count either.
     assert aggregator.measurements["clipped_count"] == 2
     assert 0 < np.abs(model["dense.weight"]).max() < 0.2
+
+
+def test_nothing_is_learnt_from_a_reply_that_the_strategy_refuses(writers: str) -> None:
+    """Its arrays are as they should be, and its metrics are not."""
+    learnt = []
+    for ids in ("a,b,c", "a,c"):
+        settings = Settings(task="emnist_lr", data=writers, client_ids=ids)
+        grid = InProcessGrid(altered(lambda reply: reply.pop("metrics")), settings.to_config())
+        inner = weighted(grid, settings)
+        codec = "adaptive:budget=2000,threshold=100"
+        clipping = AdaptiveNorm(0.02, 0.8, 0.2)
+        aggregator = CompressedAggregation(inner, codec, clipping=clipping)
+        train(aggregator, grid, rounds=1)
+        learnt.append((aggregator.state(), aggregator.measurements))
+    assert list(inner.tally.failed) == []
+    assert learnt[0] == learnt[1]
 
 
 def test_a_payload_larger_than_any_codec_makes_is_not_decoded(writers: str) -> None:

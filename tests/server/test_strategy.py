@@ -216,8 +216,14 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "unknown": (reply({**update(1, 1), "x": np.ones(1)}, sums(1)), "missing or unknown: x"),
     "not trained": (reply({**update(1, 1), "seen": np.array(1)}, sums(1)), "unknown: seen"),
     "encoded": (reply(encoded(), sums(1)), "b is encoded as 'fedferry.uniform8'"),
-    "no arrays": (RecordDict({"metrics": MetricRecord(sums(1))}), "0 records of a kind"),
-    "no metrics": (RecordDict({"arrays": pack(update(1, 1))}), "0 records of a kind"),
+    "no arrays": (
+        RecordDict({"metrics": MetricRecord(sums(1))}),
+        r"0 records of kind \w+Record, not one",
+    ),
+    "no metrics": (
+        RecordDict({"arrays": pack(update(1, 1))}),
+        r"0 records of kind \w+Record, not one",
+    ),
     "two records": (
         RecordDict(
             {
@@ -226,7 +232,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
                 "metrics": MetricRecord(sums(1)),
             }
         ),
-        "2 records of a kind",
+        "2 records of kind ArrayRecord, not one",
     ),
     "scalar metric": (reply(update(1, 1), {**sums(1), "loss": 3.0}), "loss is not a list of sums"),
     "no count": (reply(update(1, 1), {"loss": [1.0, 1.0]}), "how many examples"),
