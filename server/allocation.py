@@ -9,6 +9,7 @@ from settings.errors import InputError, unknown
 from settings.spec import construct, parse_spec
 from weights.codecs.catalogue import CODECS, make_codec
 from weights.codecs.codec import Codec
+from weights.codecs.step import RESOLUTION
 from weights.named import Array
 
 IDENTITY = "identity"
@@ -78,6 +79,7 @@ class Adaptive(Allocation):
         self._threshold = threshold
         self._step = 0.0
         self._payloads: list[int] = []
+        self._finest: list[float] = []
         self._steps: list[tuple[int, float]] = []
 
     def specs(self, like: Mapping[str, Array]) -> dict[str, str]:
@@ -95,15 +97,16 @@ class Adaptive(Allocation):
         return dict.fromkeys(like, f"step:bits={min(bits, 8.0)!r},{self._options}")
 
     def observe(self, update: Mapping[str, Array], payload: int) -> None:
-        """Note the bytes; in the first round, the steps that equal bits led to."""
+        """Note the bytes and the finest steps that are of use; in the first round, those that equal bits led to."""
         self._payloads.append(payload)
-        if self._step:
-            return
         for array in update.values():
-            # Decoded values are whole multiples of the step, so the smallest one is the step.
-            values = np.abs(array[array != 0])
-            if array.size > self._threshold and values.size:
-                self._steps.append((array.size, float(values.min())))
+            largest = float(max(array.max(), -array.min())) if array.size > self._threshold else 0
+            if not largest:
+                continue
+            self._finest.append(largest * RESOLUTION)
+            if not self._step:
+                # Decoded values are whole multiples of the step, so the smallest one is the step.
+                self._steps.append((array.size, float(np.abs(array[array != 0]).min())))
 
     def round_done(self) -> None:
         """Set the next round's step."""
@@ -114,8 +117,10 @@ class Adaptive(Allocation):
             self._step = math.exp(sum(n * math.log(step) for n, step in self._steps) / total)
         over = float(np.mean(self._payloads)) / self._budget
         change = min(max(over**self._GAIN, 1 / self._LARGEST_CHANGE), self._LARGEST_CHANGE)
-        self._step *= change
+        # A budget that cannot be spent would take the step to zero.
+        self._step = max(self._step * change, min(self._finest, default=0.0))
         self._payloads.clear()
+        self._finest.clear()
         self._steps.clear()
 
     def state(self) -> dict[str, float]:

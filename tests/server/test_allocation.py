@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server.allocation import Adaptive
 from settings.errors import InputError
 from weights.named import NamedArrays
 
@@ -22,6 +23,19 @@ def test_adaptive_meets_its_budget(writers: str, federate: Federate) -> None:
     )
     payloads = [r["comm"]["aggregated_bits"] / 8 / r["comm"]["answered"] for r in ours["rounds"]]
     assert payloads[-1] == pytest.approx(1000, rel=0.15), payloads
+
+
+def test_a_budget_that_cannot_be_spent_takes_the_step_no_lower_than_float32() -> None:
+    """2^-23 of the largest value of the client that has the smallest one."""
+    allocation = Adaptive(budget=10**6, threshold=0)
+    update = {"w": np.array([0.5, -2.0, 0.0, 1.0], np.float32)}
+    for _ in range(600):
+        allocation.specs(update)
+        allocation.observe(update, payload=20)
+        allocation.observe({"w": 4 * update["w"]}, payload=20)
+        allocation.observe({"w": 0 * update["w"]}, payload=4)
+        allocation.round_done()
+    assert allocation.state() == {"step": 2.0**-22}
 
 
 def test_a_client_that_diverges_does_not_set_the_step(

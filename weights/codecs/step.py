@@ -19,6 +19,9 @@ _SAMPLE = 2**17
 # rounding nearly everything to zero. 12 halvings leave 0.6% of a step, which is 0.01 bits.
 _FINEST, _COARSEST, _HALVINGS = -22.0, 6.0, 12
 
+RESOLUTION = 2.0**-23
+"""The finest step, as a share of the largest value: float32 resolves no finer, and symbols stay exact in it."""
+
 
 class Step(Codec):
     """x becomes step * round(x / step). Give one of `bits`, `error` and `step`.
@@ -58,8 +61,7 @@ class Step(Codec):
         scales = scales_of(values, array.shape)
         groups = scales.groups()
         wanted = self.step or self._search(values, groups, 4 + len(scales.tobytes()), rng)
-        # No finer than float32 resolves its largest value: symbols stay exact in float32.
-        step = np.float32(min(max(wanted, largest / 2**23), LARGEST))
+        step = np.float32(min(max(wanted, largest * RESOLUTION), LARGEST))
         symbols = rounded(values / step, self.rounding, rng).astype(np.int32)
         header: bytes = step.astype("<f4").tobytes() + scales.tobytes()
         return header + entropy.encode(symbols, groups)
