@@ -68,9 +68,8 @@ def _trained(message: Message, job: "_Job") -> Result:
     joins = settings.precision == "float32" and can_join(task, model, optimizer)
     if joins and lookahead.announced(message):
         _crew.arrange(settings)
-        parameters = sum(array.size for array in weights.values())
         read = functools.partial(job.client, stream=stream)
-        together, failed = join(message, lookahead.peers(), read, parameters)
+        together, failed = join(message, lookahead.peers(), read, model)
         lookahead.keep(failed)
         if len(together) > 1:
             clients = [*together.values()]

@@ -32,8 +32,8 @@ MOST_PARAMETERS = 2**18
 MOST_BYTES = 64 * 2**20
 """Of a group: enough that starting an operation costs little, and little beside a process that has torch."""
 
-_ROW = 256
-"""Bytes for each row of each batch: index, mask, share, and outputs of a few dozen classes."""
+_ROW, _OUTPUT = 48, 8
+"""Bytes for each row of each batch (index, target, mask, share, loss) and for each of its outputs (twice a float32)."""
 
 
 def can_join(task: Task, model: nn.Module, client_optimizer: str) -> bool:
@@ -52,7 +52,7 @@ def can_join(task: Task, model: nn.Module, client_optimizer: str) -> bool:
 
 
 def join(
-    first: Message, peers: Iterable[Message], read: Callable[[Message], Client], parameters: int
+    first: Message, peers: Iterable[Message], read: Callable[[Message], Client], model: nn.Module
 ) -> tuple[dict[str, Client], dict[str, Exception]]:
     """Who is trained together with the client of a message: that one, then peers as they come.
 
@@ -62,7 +62,7 @@ def join(
         first: The message that is being answered.
         peers: Messages to other clients.
         read: A message's client.
-        parameters: Of the model; they and the examples bound the group.
+        model: It and the examples bound the group.
 
     Returns:
         Clients by message id, none if the first cannot be trained with others; and what reading others
@@ -71,6 +71,8 @@ def join(
     group: dict[str, Client] = {}
     failed: dict[str, Exception] = {}
     kinds: set[object] = set()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    row = _ROW + _OUTPUT * cast(Stacked, stacked(model)).units
     fixed = steps = 0
     for message in chain((first,), peers):
         try:
@@ -90,7 +92,7 @@ def join(
         fixed += 2 * size_of(client.prepared) + 5 * 4 * parameters
         steps = max(steps, len(client.chosen))
         rows = len(client.chosen[0]) if client.chosen else 0
-        if group and fixed + (len(group) + 1) * steps * rows * _ROW > MOST_BYTES:
+        if group and fixed + (len(group) + 1) * steps * rows * row > MOST_BYTES:
             break
         kinds.add(kind)
         group[message.metadata.message_id] = client

@@ -32,6 +32,12 @@ class Stacked:
 
     layers: Sequence[tuple[str, nn.Module]]
 
+    @property
+    def units(self) -> int:
+        """Values that one row gives: those of the last layer that has weights."""
+        dense = [layer for _, layer in self.layers if isinstance(layer, _DENSE)]
+        return int(dense[-1].weight.shape[0]) if dense else 1
+
     def __call__(self, inputs: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Apply every client's model to its own batch.
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message, MessageType, RecordDict
 from torch import Tensor, nn
 
-from client.cohort import can_join, update_together
+from client.cohort import can_join, join, update_together
 from client.crew import Crew
 from client.data import Client
 from client.update import local_update
@@ -157,6 +158,20 @@ def test_networks_of_tasks() -> None:
         task = load_task(name)
         if name != "shakespeare":
             assert can_join(task, task.model(), task.client_optimizer) is joins
+
+
+@pytest.mark.parametrize(("classes", "most"), [(4, 20), (1000, 9)])
+def test_a_groups_outputs_are_part_of_its_bytes(classes: int, most: int) -> None:
+    """20 clients of 1,000 rows: 1,000 scores each, kept twice, are 8 MB a client."""
+    messages = [Message(RecordDict(), 1, MessageType.TRAIN) for _ in range(20)]
+    for index, message in enumerate(messages):
+        message.metadata.__dict__["_message_id"] = str(index)
+    rows = np.arange(1000).reshape(-1, 50)
+    data = Prepared(torch.zeros(1000, 2), torch.zeros(1000, dtype=torch.int64))
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, classes))
+    group, failed = join(messages[0], messages[1:], lambda _: Client(data, [*rows]), model)
+    assert not failed
+    assert most - 3 <= len(group) <= most
 
 
 def test_other_losses_metrics_and_optimizers_are_trained_one_by_one() -> None:
