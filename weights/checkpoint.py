@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from settings.errors import InputError
 from weights.named import Array, NamedArrays, fingerprint
 
-_HEADER, _CHECKSUM = "fedferry", "sha256"
+_HEADER = "fedferry"
+"""The only entry of a file's metadata, the checksum and the header: safetensors writes several in any order."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
@@ -34,12 +35,15 @@ def json_text(content: Mapping[str, Any], **lists: Iterable[str]) -> str:
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: str) -> None:
-    """Write arrays and a header, an object in JSON: `path` holds either the old file or the whole new one."""
+    """Write arrays and a header, an object in JSON: `path` holds either the old file or the whole new one.
+
+    Equal content makes equal files, byte for byte.
+    """
     # Reshaped because numpy makes a vector of a scalar.
     contiguous = {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
-    metadata = {_HEADER: header, _CHECKSUM: _checksum(contiguous, header)}
+    metadata = {_HEADER: f"{_checksum(contiguous, header)} {header}"}
     with replacing(path) as file:
         save_file(contiguous, file, metadata=metadata)
 
@@ -54,18 +58,18 @@ def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
         raise InputError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if _HEADER not in metadata:
+            said = (file.metadata() or {}).get(_HEADER)
+            if said is None:
                 raise InputError(
                     f"{path} was not written by fedferry: its header says nothing of it"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata[_HEADER])
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a safetensors file, or is damaged: {error}") from None
-    if metadata.get(_CHECKSUM) != _checksum(arrays, metadata[_HEADER]):
+    checksum, _, header = said.partition(" ")
+    if checksum != _checksum(arrays, header):
         raise InputError(f"{path} is damaged: its checksum does not fit its content")
-    return arrays, header
+    return arrays, json.loads(header)
 
 
 def _checksum(arrays: Mapping[str, Array], header: str) -> str:
@@ -117,14 +121,25 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
         temporary.replace(path)
+        if durable:
+            with suppress(OSError):  # not every file system can
+                _sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be written: {error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def clear_temporaries(folder: Path) -> None:

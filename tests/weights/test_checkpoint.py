@@ -1,5 +1,6 @@
 """Checkpoint files: what is written is read back, whole or not at all."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert fingerprint(arrays) == fingerprint(ARRAYS)
     assert arrays["count"].shape == ()
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(30)]
+    for file in files:
+        write_checkpoint(file, ARRAYS, json_text(HEADER))
+    assert len({file.read_bytes() for file in files}) == 1
 
 
 def test_json_with_lists_of_what_is_json_already() -> None:
@@ -78,6 +86,21 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"/folder: cannot be written: "):
         write_checkpoint(tmp_path / "folder", ARRAYS, "{}")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_content_then_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "file", []
+
+    def sync(handle: int) -> None:
+        synced.append((os.path.realpath(f"/proc/self/fd/{handle}"), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert synced == [(str(temporary), False), (str(tmp_path), True)]
+    with replacing(path, durable=False) as temporary:
+        temporary.write_text("newer")
+    assert len(synced) == 2
 
 
 def test_damaged_files(tmp_path: Path) -> None:
