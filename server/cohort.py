@@ -195,6 +195,11 @@ class Cohort:
         self._asked = min(asked, len(self._ids))
         self._eval_size = self._read_size(settings.eval_cohort or settings.cohort, "--eval-cohort")
         self._evaluates_named = bool(self._named) and not settings.eval_cohort
+        if settings.min_replies > self.enough:
+            raise InputError(
+                f"--min-replies {settings.min_replies} is over the {self.enough} clients that a round "
+                "waits for: every round would leave the model as it is"
+            )
 
     def _read_size(self, text: str, flag: str) -> int:
         if text == "all":

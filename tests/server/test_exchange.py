@@ -12,8 +12,9 @@ from flwr.common.constant import ErrorCode
 
 from server.exchange import exchange
 from server.post import error_reason
+from settings.errors import InputError
 from simulation.grid import InProcessGrid
-from weights.named import NamedArrays, fingerprint
+from weights.named import NamedArrays
 
 Run = tuple[dict[str, Any], NamedArrays]
 Federate = Callable[..., Run]
@@ -185,18 +186,33 @@ def test_a_reply_that_the_superlink_lost_is_asked_for_again_once(
     assert sum(reply.has_error() for reply in replies) == (times == 2)
 
 
-def test_over_selection_and_too_few_replies(writers: str, federate: Federate) -> None:
+def test_over_selection(writers: str, federate: Federate) -> None:
     settings = {"task": "emnist_lr", "data": writers, "rounds": 2, "cohort": "4", "eval_every": 0}
-    over, _ = federate("over", **settings, over_select=1.3)
+    over, _ = federate(**settings, over_select=1.3)
     for record in over["rounds"]:
         comm = record["comm"]
         assert (comm["asked"], comm["answered"], comm["late"]) == (6, 4, 2)
         assert comm["skipped"] == 0
-    skipped, arrays = federate("skipped", **settings, min_replies=5)
-    assert [record["comm"]["skipped"] for record in skipped["rounds"]] == [1, 1]
-    assert fingerprint(arrays) == fingerprint(
-        {
-            "dense.weight": np.zeros((10, 784), np.float32),
-            "dense.bias": np.zeros(10, np.float32),
-        }
+
+
+@pytest.mark.parametrize(("least", "skipped"), [(2, 0), (3, 1)])
+def test_a_round_with_too_few_replies_is_skipped(
+    least: int, skipped: int, spoilt: Callable[..., str], federate: Federate
+) -> None:
+    """Of three clients one fails."""
+    run, arrays = federate(
+        task="emnist_lr",
+        data=spoilt("c", "label", -1),
+        rounds=2,
+        client_ids="a,b,c",
+        eval_every=0,
+        min_replies=least,
     )
+    assert [record["comm"]["skipped"] for record in run["rounds"]] == [skipped] * 2
+    assert (np.abs(arrays["dense.weight"]).max() == 0) == skipped
+
+
+def test_more_replies_than_clients_are_not_waited_for(writers: str, federate: Federate) -> None:
+    settings = {"task": "emnist_lr", "data": writers, "cohort": "4", "over_select": 2.0}
+    with pytest.raises(InputError, match="--min-replies 5 is over the 4 clients"):
+        federate(**settings, min_replies=5)
