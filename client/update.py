@@ -55,8 +55,8 @@ def _train(
     for batch in batches:
         outputs = outputs_of(model, batch.inputs, precision)
         loss = task.loss(outputs, batch)
+        sums.add(outputs, loss, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        sums.add(outputs, loss, batch)
         optimizer.step()
     return sums.sums()

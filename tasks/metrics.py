@@ -112,6 +112,10 @@ class MetricSums:
     @torch.no_grad()
     def add(self, outputs: Tensor, loss: Tensor, batch: Batch) -> None:
         """Count one batch; `loss` is the mean over its counted targets."""
+        if loss.numel() != 1:
+            raise InputError(
+                f"a task's loss is the mean over a batch, one number, not numbers of shape {[*loss.shape]}"
+            )
         weight = float(batch.num_targets)
         self._count("loss", (loss.detach() * weight, weight))
         for name, metric in self._metrics.items():

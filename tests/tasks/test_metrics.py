@@ -153,3 +153,9 @@ def test_a_metric_that_gives_another_number_of_sums_is_named() -> None:
     batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match=r"metric mine gives 3 sums, not 2: .*num_sums=3"):
         sums.add(torch.zeros(2, 3), torch.tensor(0.0), batch)
+
+
+def test_a_loss_that_is_no_mean_is_named() -> None:
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"loss is the mean over a batch, .* of shape \[2\]"):
+        MetricSums({}).add(torch.zeros(2, 3), torch.zeros(2), batch)
