@@ -101,6 +101,12 @@ class Rounds:
         assert fingerprint(weights) == fingerprint(self.strategy.weights)
         return dict(metrics or {})
 
+    def evaluate(self) -> dict[str, Any] | None:
+        arrays = pack(self.strategy.weights)
+        messages = self.strategy.configure_evaluate(1, arrays, ConfigRecord(), self.grid)
+        metrics = self.strategy.aggregate_evaluate(1, exchange(self.grid, messages, 5))
+        return None if metrics is None else dict(metrics)
+
     @property
     def w(self) -> list[float]:
         return [float(value) for value in self.strategy.weights["w"]]
@@ -109,14 +115,14 @@ class Rounds:
 def test_weighted_mean_by_hand() -> None:
     answers = {
         "a": reply(update(1.0, 0.0, b=2.0), sums(1, loss=4.0, correct=1)),
-        "b": reply(update(0.0, 4.0, b=-2.0), sums(3, loss=2.0, correct=0)),
+        "b": reply(update(0.0, 4.0, b=-2.0), {**sums(3, loss=2.0), "num_batches": [2.0]}),
     }
     rounds = Rounds(answers)
     metrics = rounds.train()
     assert rounds.w == [1 - 1 / 4, 2 - 12 / 4]
     assert float(rounds.strategy.weights["b"]) == 3 - (2 - 6) / 4
     assert int(rounds.strategy.weights["seen"]) == 5
-    assert metrics == {"loss": (4 + 6) / 4, "accuracy": 1 / 4, "num_examples": 4, "num_batches": 2}
+    assert metrics == {"loss": (4 + 6) / 4, "accuracy": 1 / 4, "num_examples": 4, "num_batches": 3}
     tally = rounds.strategy.tally
     assert (tally.asked, tally.answered, tally.failed) == (2, 2, {})
 
@@ -196,6 +202,9 @@ def test_nobody_has_data() -> None:
     assert rounds.train() == {}
     assert rounds.w == [1.0, 2.0]
     assert rounds.strategy.optimizer.state_dict()["state"] == {}
+    assert rounds.strategy.tally.largest_share == 0
+    # Flower keeps what is not None.
+    assert rounds.evaluate() is None
 
 
 def encoded() -> ArrayRecord:
@@ -325,11 +334,15 @@ def test_a_metric_without_a_value_for_what_a_client_claims_is_nan(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_metrics_that_are_not_finite_are_left_out_unless_all_are(bad: float) -> None:
     odd = reply(update(3.0, 3.0), sums(2, loss=bad))
-    rounds = Rounds({"a": odd, "b": good(1.0, examples=2)})
+    rounds = Rounds({"a": odd, "b": good(1.0, examples=1), "c": good(1.0, examples=1)})
     metrics = rounds.train()
     assert rounds.w == [-1.0, 0.0]  # the update itself is finite, and counts
-    assert metrics == {"loss": 1.0, "accuracy": 0.0, "num_examples": 2, "num_batches": 1}
+    assert metrics == {"loss": 1.0, "accuracy": 0.0, "num_examples": 2, "num_batches": 2}
     assert rounds.strategy.tally.metrics_non_finite == 1
+    said = {"a": sums(2, loss=bad), "b": sums(1), "c": sums(1)}
+    evaluated = Rounds({name: reply({}, each) for name, each in said.items()})
+    assert evaluated.evaluate() == metrics
+    assert evaluated.strategy.tally.metrics_non_finite == 1
     diverged = Rounds({"a": odd, "b": odd})
     assert not math.isfinite(diverged.train()["loss"])
 
@@ -399,6 +412,28 @@ def test_missing_replies_are_counted() -> None:
     assert rounds.w == [0.0, 1.0]
 
 
+def test_a_round_with_too_few_replies_is_skipped() -> None:
+    rounds = Rounds({"a": good(1.0), "b": EMPTY, "c": good(1.0)}, min_replies=3)
+    rounds.train(lambda replies: replies[:2])
+    assert rounds.w == [1.0, 2.0]
+    assert rounds.strategy.tally.skipped == 1
+    rounds.train()  # an answer without data is one
+    assert rounds.w == [0.0, 1.0]
+    assert rounds.strategy.tally.skipped == 0
+    by_default = Rounds({"a": good(1.0)})
+    by_default.train(lambda replies: [])
+    assert by_default.strategy.tally.skipped == 1
+
+
+def test_a_round_begins_with_the_arrays_that_it_is_given() -> None:
+    """As Flower's loop hands them in."""
+    rounds = Rounds({"a": good(1.0)})
+    other = {**WEIGHTS, "w": np.array([5.0, 7.0], np.float32)}
+    messages = rounds.strategy.configure_train(1, pack(other), ConfigRecord(), rounds.grid)
+    rounds.strategy.aggregate_train(1, exchange(rounds.grid, messages, 5))
+    assert rounds.w == [4.0, 6.0]
+
+
 def test_replies_are_consumed_one_by_one() -> None:
     """A reply is read, and forgotten, before the next one is asked for."""
     rounds = Rounds({name: good(1.0) for name in "abc"})
@@ -442,20 +477,13 @@ def test_messages_say_what_to_do() -> None:
 def test_evaluation_adds_up_sums() -> None:
     answers: dict[str, Answer] = {
         "a": reply({}, sums(1, loss=5.0, correct=1)),
-        "b": reply({}, sums(4, loss=2.5, correct=2)),
+        "b": reply({}, {**sums(4, loss=2.5, correct=2), "num_batches": [2.0]}),
         "c": EMPTY,
         "d": ValueError("broken data"),
     }
-    rounds = Rounds(answers)
-    arrays = pack(WEIGHTS)
-    messages = rounds.strategy.configure_evaluate(1, arrays, ConfigRecord(), rounds.grid)
-    metrics = rounds.strategy.aggregate_evaluate(1, exchange(rounds.grid, messages, 5))
-    assert dict(metrics or {}) == {
-        "loss": 3.0,
-        "accuracy": 0.6,
-        "num_examples": 5,
-        "num_batches": 2,
-    }
+    # The bound is that of training.
+    rounds = Rounds(answers, max_batches=1)
+    assert rounds.evaluate() == {"loss": 3.0, "accuracy": 0.6, "num_examples": 5, "num_batches": 3}
     tally = rounds.strategy.tally
     assert (tally.answered, tally.empty) == (3, 1)
     assert list(tally.failed) == ["d"]
