@@ -13,7 +13,8 @@ from server.board import Board
 from server.meter import Traffic
 from server.strategy import Tally
 from settings.schema import Settings
-from weights.checkpoint import json_text, replacing
+from weights.checkpoint import json_text
+from weights.files import replacing
 
 Metrics = dict[str, float]
 METRICS = "metrics.json"

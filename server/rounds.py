@@ -46,7 +46,7 @@ from tasks.catalogue import load_task
 from tasks.data import Split
 from tasks.stream import Stream
 from tasks.task import Task
-from weights.checkpoint import check_place, clear_temporaries
+from weights.files import check_place, clear_temporaries
 from weights.named import NamedArrays, arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
 

@@ -18,7 +18,7 @@ from settings.errors import InputError
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.data import Split
-from weights.checkpoint import replacing
+from weights.files import replacing
 
 # Flower reports every step at INFO; failed clients are warnings.
 logging.getLogger("flwr").setLevel(logging.WARNING)

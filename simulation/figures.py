@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
 from settings.errors import InputError
-from weights.checkpoint import replacing
+from weights.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from settings.errors import InputError
 from tasks.data import Examples, Population
 from tasks.task import Task
-from weights.checkpoint import replacing
+from weights.files import replacing
 
 Ints = npt.NDArray[np.int64]
 Kind = Literal["images", "text", "other"]

@@ -1,12 +1,8 @@
-"""Tensors and JSON in one safetensors file, written atomically: no pickle, nothing half-written."""
+"""Tensors and JSON in one safetensors file: no pickle, and nothing half-written."""
 
 import hashlib
 import json
-import os
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from settings.errors import InputError
+from weights.files import replacing
 from weights.named import Array, NamedArrays, fingerprint
 
 _HEADER = "fedferry"
 """The only entry of a file's metadata, the checksum and the header: safetensors writes several in any order."""
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def json_text(content: Mapping[str, Any], **lists: Iterable[str]) -> str:
@@ -45,7 +41,10 @@ def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: str) -> No
     }
     metadata = {_HEADER: f"{_checksum(contiguous, header)} {header}"}
     with replacing(path) as file:
-        save_file(contiguous, file, metadata=metadata)
+        try:
+            save_file(contiguous, file, metadata=metadata)
+        except SafetensorError as error:  # the system's, in safetensors' words
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
@@ -86,64 +85,3 @@ def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
         if name.startswith(prefix)
     }
     return inside or dict(arrays)
-
-
-def check_place(path: Path) -> None:
-    """Raise InputError if `path` cannot be written: better said before the work than after. Touches nothing."""
-    _check_replaceable(path)
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{path}: cannot be written: {nearest} is not a folder that takes files")
-
-
-def _check_replaceable(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written: it is a folder")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: cannot be written: it is a device, not a file")
-
-
-@contextmanager
-def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A file beside `path` to write, which then replaces `path` in one step; deleted on errors.
-
-    Args:
-        path: What is replaced; of a link, what it points to.
-        durable: Wait until the disk has it, so that the machine's end does not undo it.
-
-    Raises:
-        InputError: The folder or the disk does not take it.
-    """
-    _check_replaceable(path)
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if durable:
-            _sync(temporary)
-        temporary.replace(path)
-        if durable:
-            with suppress(OSError):  # not every file system can
-                _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def clear_temporaries(folder: Path) -> None:
-    """Delete what `replacing` left anywhere in a folder when its process was killed."""
-    for path in folder.rglob(".*"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 
 from settings.errors import InputError
-from weights.checkpoint import replacing
+from weights.files import replacing
 from weights.hdf5 import contents, names, open_hdf5, text
 from weights.keras_arrays import Variable
 from weights.keras_config import Config, normalised, parsed

@@ -1,6 +1,5 @@
 """Checkpoint files: what is written is read back, whole or not at all."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from settings.errors import InputError
-from weights.checkpoint import json_text, model_arrays, read_checkpoint, replacing, write_checkpoint
+from weights.checkpoint import json_text, model_arrays, read_checkpoint, write_checkpoint
 from weights.named import NamedArrays, fingerprint
 
 ARRAYS: NamedArrays = {
@@ -48,36 +47,6 @@ def test_json_with_lists_of_what_is_json_already() -> None:
     assert json_text({}, rounds=["1"]) == '{"rounds": [\n1\n]}'
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("the power went out")
-
-    with pytest.raises(RuntimeError, match="power"):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
-    link.symlink_to(file)
-    with replacing(link) as temporary:
-        temporary.write_text("new")
-    assert link.is_symlink()
-    assert file.read_text() == "new"
-
-
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/below.safetensors: cannot be written: "):
@@ -86,21 +55,6 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"/folder: cannot be written: "):
         write_checkpoint(tmp_path / "folder", ARRAYS, "{}")
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_content_then_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, synced = tmp_path / "file", []
-
-    def sync(handle: int) -> None:
-        synced.append((os.path.realpath(f"/proc/self/fd/{handle}"), path.exists()))
-
-    monkeypatch.setattr(os, "fsync", sync)
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-    assert synced == [(str(temporary), False), (str(tmp_path), True)]
-    with replacing(path, durable=False) as temporary:
-        temporary.write_text("newer")
-    assert len(synced) == 2
 
 
 def test_damaged_files(tmp_path: Path) -> None:

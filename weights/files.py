@@ -1,0 +1,73 @@
+"""Files that are replaced in one step: a reader finds the old content or the new, and never half of it."""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from settings.errors import InputError
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+
+
+def check_place(path: Path) -> None:
+    """Raise InputError if `path` cannot be written: better said before the work than after. Touches nothing."""
+    _check_replaceable(path)
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{path}: cannot be written: {nearest} is not a folder that takes files")
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written: it is a folder")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: cannot be written: it is a device, not a file")
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A file beside `path` to write, which then replaces `path` in one step; deleted on errors.
+
+    Args:
+        path: What is replaced; of a link, what it points to.
+        durable: Wait until the disk has it, so that the machine's end does not undo it.
+
+    Raises:
+        InputError: The folder or the disk does not take it.
+    """
+    _check_replaceable(path)
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if durable:
+            _sync(temporary)
+        temporary.replace(path)
+        if durable:
+            with suppress(OSError):  # not every file system can
+                _sync(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete what `replacing` left anywhere in a folder when its process was killed."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
