@@ -23,7 +23,7 @@ from deploy.loopback import COMPLETED, Loopback, end_on_signals, read_settings
 from settings.errors import InputError
 from settings.schema import Settings, Value
 from simulation.federation import simulate
-from weights.checkpoint import read_checkpoint
+from weights.checkpoint import read_checkpoint, round_of, round_paths
 
 TOLERANCE = 1e-6
 
@@ -62,8 +62,7 @@ def deploy(out: Path, nodes: int, config: Mapping[str, Value], kills: int, seed:
 
 def finished(config: Mapping[str, Value]) -> int:
     """The last round that has a checkpoint."""
-    names = [path.stem for path in Path(str(config["logdir"])).glob("checkpoints/round-*")]
-    return int(max(names, default="round-0").removeprefix("round-"))
+    return max(map(round_of, round_paths(Path(str(config["logdir"])) / "checkpoints")), default=0)
 
 
 def difference(one: Path, other: Path) -> float:

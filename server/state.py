@@ -15,7 +15,15 @@ from torch.optim import Optimizer
 
 from settings.errors import InputError
 from settings.schema import Settings
-from weights.checkpoint import json_text, model_arrays, read_checkpoint, write_checkpoint
+from weights.checkpoint import (
+    json_text,
+    model_arrays,
+    read_checkpoint,
+    round_of,
+    round_path,
+    round_paths,
+    write_checkpoint,
+)
 from weights.named import NamedArrays
 
 _KEPT = 3
@@ -79,7 +87,7 @@ def save_state(
     The random state needs no entry: cohorts, shuffles and dropout are drawn from (seed, round, client).
 
     Args:
-        folder: Holds `round-NNNNNN.safetensors` files.
+        folder: Of all checkpoints.
         server_round: The round that is finished.
         weights: The global model.
         optimizer: The server optimizer.
@@ -89,14 +97,14 @@ def save_state(
     """
     # Before the checkpoint itself: states of a round that has none are never read.
     if nodes is not None:
-        oldest = min((_round_of(path) for path in _checkpoints(folder)), default=server_round)
+        oldest = min(map(round_of, round_paths(folder)), default=server_round)
         nodes.save_states(folder / _STATES, server_round, oldest)
     tensors, scalars = optimizer_state(optimizer)
     arrays = {f"weights/{name}": array for name, array in weights.items()} | tensors
-    path = folder / f"round-{server_round:06d}.safetensors"
+    path = round_path(folder, server_round)
     whole = {**header, "round": server_round, "optimizer": scalars}
     write_checkpoint(path, arrays, json_text(whole, rounds=rounds))
-    for old in _checkpoints(folder)[:-_KEPT]:
+    for old in round_paths(folder)[:-_KEPT]:
         old.unlink()
     return path
 
@@ -126,7 +134,7 @@ def load_state(
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run came as far as its first checkpoint, whatever has become of it since."""
-    return bool(_checkpoints(folder))
+    return bool(round_paths(folder))
 
 
 def run_of(folder: Path) -> int | None:
@@ -143,21 +151,13 @@ def forget(folder: Path) -> None:
 
 def _readable(folder: Path) -> Iterator[tuple[Path, NamedArrays, dict[str, Any]]]:
     """Checkpoints with their content, the last one first; damaged ones are warned of."""
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(round_paths(folder)):
         try:
             arrays, header = read_checkpoint(path)
         except InputError as error:
             log(WARNING, "skipped: %s", error)
             continue
         yield path, arrays, header
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.safetensors"))
-
-
-def _round_of(path: Path) -> int:
-    return int(path.stem.removeprefix("round-"))
 
 
 def _check_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:

@@ -5,7 +5,13 @@ from urllib.parse import quote, unquote
 
 from flwr.app import ArrayRecord, RecordDict
 
-from weights.checkpoint import read_checkpoint, write_checkpoint
+from weights.checkpoint import (
+    read_checkpoint,
+    round_of,
+    round_path,
+    round_paths,
+    write_checkpoint,
+)
 from weights.wire import claimed, pack, records, unpack
 
 
@@ -34,7 +40,7 @@ class NodeStates:
                     continue
                 place = self._folder / str(node_id) / quote(name, safe="")
                 arrays = unpack(record, like=claimed(record))
-                write_checkpoint(place / f"round-{server_round:06d}.safetensors", arrays, "{}")
+                write_checkpoint(round_path(place, server_round), arrays, "{}")
                 self._written[node_id, name] = data
                 _prune(place, oldest)
 
@@ -44,10 +50,10 @@ class NodeStates:
         Later versions are deleted: they are of rounds that are going to be done again.
         """
         states: dict[int, RecordDict] = {}
-        last, later = f"round-{server_round:06d}.safetensors", []
+        later: list[Path] = []
         for place in sorted(self._folder.glob("*/*")):
-            versions = [file for file in _versions(place) if file.name <= last]
-            later += [file for file in _versions(place) if file.name > last]
+            versions = [file for file in round_paths(place) if round_of(file) <= server_round]
+            later += round_paths(place)[len(versions) :]
             if versions:
                 arrays, _ = read_checkpoint(versions[-1])
                 node_id, name = int(place.parent.name), unquote(place.name)
@@ -57,12 +63,7 @@ class NodeStates:
         return states
 
 
-def _versions(place: Path) -> list[Path]:
-    return sorted(place.glob("round-*.safetensors"))
-
-
 def _prune(place: Path, oldest: int) -> None:
     """Drop versions that no round from `oldest` on needs: all before the newest up to that round."""
-    name = f"round-{oldest:06d}.safetensors"
-    for file in [file for file in _versions(place) if file.name <= name][:-1]:
+    for file in [file for file in round_paths(place) if round_of(file) <= oldest][:-1]:
         file.unlink()

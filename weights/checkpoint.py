@@ -71,6 +71,21 @@ def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
     return arrays, json.loads(header)
 
 
+def round_path(folder: Path, server_round: int) -> Path:
+    """Where what is kept of a round lies: names in the order of the rounds."""
+    return folder / f"round-{server_round:06d}.safetensors"
+
+
+def round_paths(folder: Path) -> list[Path]:
+    """All that is kept of rounds in a folder, in their order."""
+    return sorted(folder.glob("round-*.safetensors"))
+
+
+def round_of(path: Path) -> int:
+    """The round that `round_path` gave a name to."""
+    return int(path.stem.removeprefix("round-"))
+
+
 def _checksum(arrays: Mapping[str, Array], header: str) -> str:
     """SHA-256 over everything that a file holds."""
     return hashlib.sha256(f"{fingerprint(arrays)} {header}".encode()).hexdigest()
