@@ -35,9 +35,9 @@ from server.state import (
     forget,
     has_checkpoint,
     load_state,
-    optimizer_state,
     run_of,
     save_state,
+    training_state,
 )
 from server.strategy import WeightedFedAvg
 from settings.errors import InputError
@@ -235,11 +235,10 @@ class Federation:
             `weights/NAME`, `optimizer/INDEX/SLOT` (server optimizer; once it has taken a step) and
             `aggregator/NAME` (what zeroing, clipping and bit allocation have adapted).
         """
-        tensors, scalars = optimizer_state(self.strategy.optimizer)
+        arrays, scalars = training_state(self.strategy.weights, self.strategy.optimizer)
         single = {f"optimizer/{i}/{k}": v for i, slots in scalars.items() for k, v in slots.items()}
         single |= {f"aggregator/{name}": value for name, value in self.aggregator.state().items()}
-        weights = {f"weights/{name}": array for name, array in self.strategy.weights.items()}
-        return weights | tensors | {name: np.asarray(value) for name, value in single.items()}
+        return arrays | {name: np.asarray(value) for name, value in single.items()}
 
     def _checkpoint(self, folder: Path, before: Metrics) -> None:
         header: dict[str, Any] = {

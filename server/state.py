@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from settings.errors import InputError
 from settings.schema import Settings
 from weights.checkpoint import (
+    WEIGHTS,
     json_text,
     model_arrays,
     read_checkpoint,
@@ -99,8 +100,7 @@ def save_state(
     if nodes is not None:
         oldest = min(map(round_of, round_paths(folder)), default=server_round)
         nodes.save_states(folder / _STATES, server_round, oldest)
-    tensors, scalars = optimizer_state(optimizer)
-    arrays = {f"weights/{name}": array for name, array in weights.items()} | tensors
+    arrays, scalars = training_state(weights, optimizer)
     path = round_path(folder, server_round)
     whole = {**header, "round": server_round, "optimizer": scalars}
     write_checkpoint(path, arrays, json_text(whole, rounds=rounds))
@@ -169,17 +169,19 @@ def _check_settings(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) 
         )
 
 
-def optimizer_state(optimizer: Optimizer) -> tuple[NamedArrays, dict[str, dict[str, Any]]]:
-    """Tensors by `optimizer/INDEX/KEY`, and what is not a tensor (step counts) as JSON."""
-    tensors: NamedArrays = {}
+def training_state(
+    weights: NamedArrays, optimizer: Optimizer
+) -> tuple[NamedArrays, dict[str, dict[str, Any]]]:
+    """Arrays `weights/NAME` and `optimizer/INDEX/SLOT`; and the slots that are no tensors (step counts), by index."""
+    arrays = {f"{WEIGHTS}{name}": array for name, array in weights.items()}
     scalars: dict[str, dict[str, Any]] = {}
     for index, slots in optimizer.state_dict()["state"].items():
         for key, value in slots.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"optimizer/{index}/{key}"] = value.numpy()
+                arrays[f"optimizer/{index}/{key}"] = value.numpy()
             else:
                 scalars.setdefault(str(index), {})[key] = value
-    return tensors, scalars
+    return arrays, scalars
 
 
 def _restore_optimizer(

@@ -17,6 +17,9 @@ from weights.named import Array, NamedArrays, fingerprint
 _HEADER = "fedferry"
 """The only entry of a file's metadata, the checksum and the header: safetensors writes several in any order."""
 
+WEIGHTS = "weights/"
+"""Precedes the names of the model's arrays in a run's checkpoint, which has other arrays too."""
+
 
 def json_text(content: Mapping[str, Any], **lists: Iterable[str]) -> str:
     """An object as JSON, with lists in it whose items are JSON already: an item a line.
@@ -92,11 +95,10 @@ def _checksum(arrays: Mapping[str, Array], header: str) -> str:
 
 
 def model_arrays(arrays: Mapping[str, Array]) -> NamedArrays:
-    """The model's arrays of a saved model, or of a run's checkpoint, where `weights/` precedes their names."""
-    prefix = "weights/"
+    """The model's arrays of a saved model, or of a run's checkpoint."""
     inside = {
-        name.removeprefix(prefix): array
+        name.removeprefix(WEIGHTS): array
         for name, array in arrays.items()
-        if name.startswith(prefix)
+        if name.startswith(WEIGHTS)
     }
     return inside or dict(arrays)
