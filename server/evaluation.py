@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from torch import nn
 
 from server.exchange import exchange
 from server.strategy import WeightedFedAvg
-from settings.errors import InputError
 from tasks.data import Population, Split
 from tasks.evaluation import evaluate
 from tasks.metrics import Sums, add_sums, finalize
@@ -18,25 +17,20 @@ from tasks.task import Task
 
 
 def federated_evaluation(
-    strategy: WeightedFedAvg,
-    grid: Grid,
-    arrays: ArrayRecord,
-    server_round: int,
-    split: Split,
-    deadline: float,
+    strategy: WeightedFedAvg, grid: Grid, server_round: int, split: Split, deadline: float
 ) -> dict[str, float]:
-    """Finalized metrics over the evaluation cohort's own data; empty if none of them has a batch.
+    """Finalized metrics of the strategy's model over the evaluation cohort's own data.
 
-    Replies that have not come after `deadline` seconds are done without.
+    Empty if no client has a batch. Replies that have not come after `deadline` seconds are done without.
 
     Raises:
         InputError: Every client failed.
     """
     config = ConfigRecord({"split": split})
-    messages = strategy.configure_evaluate(server_round, arrays, config, grid)
+    messages = strategy.configure_evaluate(server_round, strategy.arrays, config, grid)
     replies = exchange(grid, messages, deadline)
     metrics = strategy.aggregate_evaluate(server_round, replies)
-    check_answers(strategy, f"evaluation after round {server_round}")
+    strategy.tally.check(f"evaluation after round {server_round}")
     return dict(metrics or {})  # type: ignore[arg-type]
 
 
@@ -50,11 +44,3 @@ def centralised_evaluation(
         prepared = task.prepared(client_id, population.examples(client_id))
         add_sums(totals, evaluate(task, model, stream.batches(prepared, rng)))
     return finalize(totals, task.metrics)
-
-
-def check_answers(strategy: WeightedFedAvg, what: str) -> None:
-    """Raise InputError if every client of the last exchange failed."""
-    failed = strategy.tally.failed
-    if failed and not strategy.tally.answered:
-        client_id, reason = next(iter(failed.items()))
-        raise InputError(f"{what}: all {len(failed)} clients failed; {client_id}: {reason}")

@@ -19,11 +19,7 @@ from server.clock import Clock
 from server.cohort import Cohort, Directory
 from server.compression import DEFAULT_CODECS, make_aggregator
 from server.console import Console
-from server.evaluation import (
-    centralised_evaluation,
-    check_answers,
-    federated_evaluation,
-)
+from server.evaluation import centralised_evaluation, federated_evaluation
 from server.exchange import exchange
 from server.initial import architecture_of, check_target, checkpoint_of, initial_model, save_final
 from server.meter import Traffic
@@ -177,14 +173,13 @@ class Federation:
         arrays = self.strategy.arrays
         messages = list(aggregator.configure_train(server_round, arrays, ConfigRecord(), self.grid))
         traffic.count_sent(messages)
-        deadline = float(self.settings.deadline)
-        replies = exchange(self.grid, messages, deadline, self.cohort.enough)
+        replies = exchange(self.grid, messages, self.settings.deadline, self.cohort.enough)
         clock.lap("sending")
         watched = watch(traffic.count_received(clock.waiting(replies)))
         _, metrics = aggregator.aggregate_train(server_round, watched)
         clock.lap("computing")
-        check_answers(self.strategy, f"round {server_round}")
         tally = self.strategy.tally
+        tally.check(f"round {server_round}")
         comm = comm_record(tally, traffic, self.history)
         trained = dict(metrics or {})
         record = RoundRecord(server_round, trained, {}, comm, aggregator.measurements, 0.0)  # type: ignore[arg-type]
@@ -202,11 +197,8 @@ class Federation:
     def evaluate(self, split: Split = "test") -> Metrics:
         """Finalized metrics of the model over the evaluation cohort, federated or centralised."""
         if self.settings.evaluation == "federated":
-            arrays = self.strategy.arrays
-            deadline = float(self.settings.deadline)
-            return federated_evaluation(
-                self.strategy, self.grid, arrays, len(self.history), split, deadline
-            )
+            done, deadline = len(self.history), self.settings.deadline
+            return federated_evaluation(self.strategy, self.grid, done, split, deadline)
         population = self.task.population(self.settings.data, split)
         stream = Stream(
             self.settings.batch_size,

@@ -16,7 +16,7 @@ from server.aggregation import WeightedMean
 from server.cohort import Cohort, Directory
 from server.post import error_reason
 from server.replies import Claims, only
-from settings.errors import shorten
+from settings.errors import InputError, shorten
 from tasks.metrics import Metric, Sums, add_sums, finalize
 from weights.named import Array, NamedArrays, is_finite
 from weights.optimizers import make_optimizer
@@ -66,6 +66,14 @@ class Tally:
         self.failures += 1
         if len(self.failed) < _REASONS:
             self.failed[client_id] = reason
+
+    def check(self, what: str) -> None:
+        """Raise InputError, which names `what` was asked for, if every client failed."""
+        if self.failed and not self.answered:
+            client_id, reason = next(iter(self.failed.items()))
+            raise InputError(
+                f"{what}: all {len(self.failed)} clients failed; {client_id}: {reason}"
+            )
 
 
 class WeightedFedAvg(Strategy):
