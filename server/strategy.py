@@ -71,9 +71,7 @@ class Tally:
         """Raise InputError, which names `what` was asked for, if every client failed."""
         if self.failed and not self.answered:
             client_id, reason = next(iter(self.failed.items()))
-            raise InputError(
-                f"{what}: all {len(self.failed)} clients failed; {client_id}: {reason}"
-            )
+            raise InputError(f"{what}: all {self.failures} clients failed; {client_id}: {reason}")
 
 
 class WeightedFedAvg(Strategy):

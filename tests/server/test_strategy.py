@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from server.cohort import Cohort, Directory
 from server.exchange import exchange
 from server.strategy import WeightedFedAvg
+from settings.errors import InputError
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.metrics import ACCURACY, Metric
@@ -371,6 +372,11 @@ def test_reasons_of_many_failures_are_counted_and_the_first_kept() -> None:
     assert rounds.strategy.tally.failures == 120
     assert len(rounds.strategy.tally.failed) == 100
     assert all(len(reason) < 400 for reason in rounds.strategy.tally.failed.values())
+    rounds.strategy.tally.check("round 1")
+    everybody = Rounds({f"c{n:03}": RuntimeError("no memory") for n in range(120)})
+    everybody.train()
+    with pytest.raises(InputError, match=r"^round 1: all 120 clients failed; c000: .*no memory"):
+        everybody.strategy.tally.check("round 1")
 
 
 def test_the_model_is_packed_once_until_it_changes() -> None:
