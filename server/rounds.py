@@ -16,9 +16,10 @@ from flwr.supercore import log
 from torch import nn
 
 from server.clock import Clock
-from server.cohort import Cohort, Directory
+from server.cohort import Cohort
 from server.compression import DEFAULT_CODECS, make_aggregator
 from server.console import Console
+from server.directory import Directory
 from server.evaluation import centralised_evaluation, federated_evaluation
 from server.exchange import exchange
 from server.initial import architecture_of, check_target, checkpoint_of, initial_model, save_final

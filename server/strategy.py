@@ -13,7 +13,8 @@ from flwr.supercore import log
 from torch import Tensor, nn
 
 from server.aggregation import WeightedMean
-from server.cohort import Cohort, Directory
+from server.cohort import Cohort
+from server.directory import Directory
 from server.post import error_reason
 from server.replies import Claims, only
 from settings.errors import InputError, shorten

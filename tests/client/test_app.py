@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
 from client.mods import time_limit
-from server.cohort import Directory
+from server.directory import Directory
 from settings.errors import InputError
 from simulation.grid import InProcessGrid
 

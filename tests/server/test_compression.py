@@ -24,8 +24,9 @@ from flwr.serverapp.strategy import (
 
 from client.app import app as client_app
 from server.adaptive_norm import AdaptiveNorm, default_zeroing
-from server.cohort import Cohort, Directory
+from server.cohort import Cohort
 from server.compression import CompressedAggregation
+from server.directory import Directory
 from server.exchange import exchange
 from server.initial import architecture_of
 from server.strategy import WeightedFedAvg

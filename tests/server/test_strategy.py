@@ -10,7 +10,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.cohort import Cohort, Directory
+from server.cohort import Cohort
+from server.directory import Directory
 from server.exchange import exchange
 from server.strategy import WeightedFedAvg
 from settings.errors import InputError
