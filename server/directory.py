@@ -140,7 +140,7 @@ class Directory:
     def _not_heard(self) -> str:
         """Why nodes that are connected have not announced themselves, as far as that is known."""
         silent = sorted(self._silent)
-        said = f"; no answer from node {few(silent, len(silent))}" if silent else ""
+        said = f"; no answer from node {few(silent)}" if silent else ""
         failed = {n: reason for n, reason in self._failed.items() if n not in self._shares}
         return said + "".join(f"; node {n}: {reason}" for n, reason in islice(failed.items(), 3))
 
@@ -160,7 +160,7 @@ class Directory:
         for number in sorted({number for _, number in served if number > 1}):
             absent = [index for index in range(number) if (index, number) not in served]
             if absent:
-                said.append(f"nodes with partition-id {few(absent, len(absent))} of {number}")
+                said.append(f"nodes with partition-id {few(absent)} of {number}")
         return " and ".join(said)
 
 

@@ -50,7 +50,7 @@ class Claims:
         self._check_counts(record)
         odd = (set(record) - {"num-examples"}) ^ set(self._num_sums)
         if odd:
-            raise WireError(f"metrics missing or unknown: {few(sorted(odd), len(odd), 3)}")
+            raise WireError(f"metrics missing or unknown: {few(sorted(odd), shown=3)}")
         return {name: self._checked(name, record[name]) for name in self._num_sums}
 
     def _checked(self, name: str, values: object) -> list[float]:

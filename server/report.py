@@ -14,7 +14,7 @@ def report(record: RoundRecord, tally: Tally) -> list[str]:
     """
     comm, time = record.comm, record.time
     said = [
-        f"{tally.asked} asked ({few(tally.clients, tally.asked)})",
+        f"{tally.asked} asked ({few(tally.clients)})",
         f"{tally.answered} answered",
         f"{tally.failures} failed",
         f"{len(tally.late)} late",
@@ -28,9 +28,9 @@ def report(record: RoundRecord, tally: Tally) -> list[str]:
     lines = [", ".join(said)]
     if tally.failed:
         reasons = [f"{client} ({reason})" for client, reason in tally.failed.items()]
-        lines.append(f"failed: {few(reasons, tally.failures)}")
+        lines.append(f"failed: {few(reasons, of=tally.failures)}")
     if tally.late:
-        lines.append(f"late: {few(tally.late, len(tally.late))}")
+        lines.append(f"late: {few(tally.late)}")
     if tally.skipped or tally.update_non_finite:
         why = "too few replies" if tally.skipped else "the aggregated update is not finite"
         lines.append(f"the model stays as it was: {why}")

@@ -1,9 +1,8 @@
 """A user's mistake, said in one line."""
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 
 _LONGEST = 300
@@ -35,9 +34,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}: {hint}")
 
 
-def few(names: Iterable[object], count: int, shown: int = 5) -> str:
-    """`a, b, c and 7 more`: the first of `count` names."""
-    said = ", ".join(str(name) for name in islice(names, shown))
+def few(names: Sequence[object], shown: int = 5, of: int = 0) -> str:
+    """`a, b, c and 7 more`: the first names; `of` how many, where these are not all."""
+    said, count = ", ".join(map(str, names[:shown])), max(of, len(names))
     return f"{said} and {count - shown} more" if count > shown else said
 
 
