@@ -64,13 +64,11 @@ class Directory:
                         raise InputError(
                             f"two nodes serve client {client_id!r}; one client, one node"
                         )
-            missing = directory._missing(min_nodes)
+            missing, late = directory._missing(min_nodes), time.monotonic() > deadline
             # A node that has died is listed for a minute, and does not answer.
-            if not missing and (directory._partitioned or not directory._silent):
+            if not missing and (late or directory._partitioned or not directory._silent):
                 break
-            if time.monotonic() > deadline:
-                if not missing:
-                    break
+            if late:
                 raise InputError(f"waited {timeout:.0f} s for {missing}{directory._not_heard()}")
             if missing != said:
                 log(INFO, "waiting for %s", missing)
