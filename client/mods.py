@@ -17,7 +17,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
-from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codec
+from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codecs
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import AGAIN, COMPRESSION, claimed, pack, records, unpack
@@ -158,6 +158,4 @@ def zero_and_clip(
 
 def _codecs(text: object) -> dict[str, Codec]:
     """Codecs by tensor name from the JSON that the server sent."""
-    specs: dict[str, str] = json.loads(str(text))
-    made = {spec: make_codec(spec) for spec in set(specs.values())}
-    return {name: made[spec] for name, spec in specs.items()}
+    return make_codecs(json.loads(str(text)))

@@ -21,7 +21,13 @@ from server.allocation import IDENTITY, make_allocation
 from server.replies import only
 from server.strategy import WeightedFedAvg
 from settings.schema import Settings
-from weights.codecs.catalogue import codec_for, decode_arrays, encode_arrays, make_codec
+from weights.codecs.catalogue import (
+    codec_for,
+    decode_arrays,
+    encode_arrays,
+    make_codec,
+    make_codecs,
+)
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import COMPRESSION, WireError, claimed, pack, payload_bytes, records, unpack
@@ -119,11 +125,10 @@ class CompressedAggregation(Strategy):
         """Choose the round's codecs; what the clients are told, the same for all of them."""
         expected = self._expected()
         specs = self._allocation.specs(expected)
-        made = {spec: make_codec(spec) for spec in set(specs.values())}
-        self._codecs = {name: made[spec] for name, spec in specs.items()}
+        self._codecs = make_codecs(specs)
         encoded = [name for name, array in expected.items() if codec_for(name, array, self._codecs)]
         if server_round == 1 and specs and not encoded:
-            most = min(codec.threshold for codec in made.values())
+            most = min(codec.threshold for codec in self._codecs.values())
             log(WARNING, "the codec encodes nothing: no tensor has over %d elements", most)
         asked: dict[str, Any] = {"codecs": json.dumps(specs)} if specs else {}
         if self._broadcast_spec != IDENTITY:

@@ -49,6 +49,12 @@ def make_codec(spec: str) -> Codec:
     return codec
 
 
+def make_codecs(specs: Mapping[str, str]) -> dict[str, Codec]:
+    """Codecs by array name from their specs, one for all arrays with the same spec; InputError as `make_codec`."""
+    made = {spec: make_codec(spec) for spec in set(specs.values())}
+    return {name: made[spec] for name, spec in specs.items()}
+
+
 def encode_arrays(
     codecs: Mapping[str, Codec], arrays: Mapping[str, Array], rng: np.random.Generator
 ) -> ArrayRecord:
