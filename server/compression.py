@@ -226,13 +226,12 @@ class CompressedAggregation(Strategy):
             self._check_norms(update)
         elif not self._takes_updates:
             raise WireError("the update is not finite")
-        if self._takes_updates and not self._codecs:
-            return payload, {}
         trained = update
         if not self._takes_updates:
             trained = {n: a - update[n] if n in update else a for n, a in self._model.items()}
-        [name] = records(reply.content, ArrayRecord)
-        reply.content[name] = pack(trained)
+        if self._codecs or not self._takes_updates:
+            [name] = records(reply.content, ArrayRecord)
+            reply.content[name] = pack(trained)
         return payload, update if finite else {}
 
     def _check_norms(self, update: NamedArrays) -> None:
