@@ -84,6 +84,13 @@ def check_threshold(threshold: int) -> int:
     return threshold
 
 
+def bounded(values: Floats) -> Floats:
+    """`values` themselves, or WireError if one is a NaN or beyond `LARGEST_SCALE` in magnitude."""
+    if not bool(np.all(np.abs(values) <= LARGEST_SCALE)):
+        raise WireError("the payload holds a NaN, infinite or absurd value")
+    return values
+
+
 class Reader:
     """Takes a payload apart from its start.
 
@@ -109,10 +116,7 @@ class Reader:
 
     def floats(self, count: int) -> Floats:
         """The next `count` float32, all finite and at most `LARGEST_SCALE` in magnitude."""
-        taken = self.take("<f4", count).astype(np.float32)
-        if not bool(np.all(np.abs(taken) <= LARGEST_SCALE)):
-            raise WireError("the payload holds a NaN, infinite or absurd value")
-        return taken
+        return bounded(self.take("<f4", count).astype(np.float32))
 
     @property
     def left(self) -> int:

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from weights.codecs.codec import LARGEST_SCALE, Codec, Floats, Reader, check_threshold, flat
-from weights.wire import WireError
+from weights.codecs.codec import Codec, Floats, Reader, bounded, check_threshold, flat
 
 
 class Identity(Codec):
@@ -49,8 +48,7 @@ class Float16(Codec):
         reader = Reader(payload)
         values = reader.take("<f2", math.prod(shape)).astype(np.float32)
         reader.end()
-        _check(values)
-        return values.reshape(shape)
+        return bounded(values).reshape(shape)
 
 
 class BFloat16(Codec):
@@ -74,11 +72,4 @@ class BFloat16(Codec):
         reader = Reader(payload)
         bits = reader.take("<u2", math.prod(shape)).astype(np.uint32)
         reader.end()
-        values = (bits << np.uint32(16)).view(np.float32)
-        _check(values)
-        return values.reshape(shape)
-
-
-def _check(values: Floats) -> None:
-    if not bool(np.all(np.abs(values) <= LARGEST_SCALE)):
-        raise WireError("the payload holds a NaN, infinite or absurd value")
+        return bounded((bits << np.uint32(16)).view(np.float32)).reshape(shape)
