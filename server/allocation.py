@@ -10,7 +10,7 @@ from settings.spec import construct, parse_spec
 from weights.codecs.catalogue import CODECS, make_codec
 from weights.codecs.codec import Codec
 from weights.codecs.step import RESOLUTION
-from weights.named import Array
+from weights.named import Array, max_abs
 
 IDENTITY = "identity"
 """The codec that does nothing: with it nothing is encoded, and nothing copied, at all."""
@@ -100,8 +100,8 @@ class Adaptive(Allocation):
         """Note the bytes and the finest steps that are of use; in the first round, those that equal bits led to."""
         self._payloads.append(payload)
         for array in update.values():
-            largest = float(max(array.max(), -array.min())) if array.size > self._threshold else 0
-            if not largest:
+            largest = max_abs(array)
+            if array.size <= self._threshold or not largest:
                 continue
             self._finest.append(largest * RESOLUTION)
             if not self._step:

@@ -85,9 +85,14 @@ def _sum(array: Array) -> float:
     return float(flat.dot(flat))
 
 
+def max_abs(array: Array) -> float:
+    """The largest magnitude in an array of floats, without a copy of it; 0 if it is empty, NaN if it holds one."""
+    return max(-float(array.min()), float(array.max())) if array.size else 0.0
+
+
 def linf_norm(arrays: Mapping[str, Array]) -> float:
     """The largest magnitude in any array; 0 for none."""
-    return max((float(np.abs(a).max()) for a in arrays.values() if a.size), default=0.0)
+    return max(map(max_abs, arrays.values()), default=0.0)
 
 
 def l2_norm(arrays: Mapping[str, Array]) -> float:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from weights.named import max_abs
 from weights.wire import WireError
 
 Floats = npt.NDArray[np.float32]
@@ -72,7 +73,7 @@ def flat(array: Floats) -> Floats:
     Raises:
         NotEncodable: See there.
     """
-    if array.size and not max(-float(array.min()), float(array.max())) <= LARGEST:
+    if not max_abs(array) <= LARGEST:
         raise NotEncodable(f"a tensor with a value that is not finite or beyond {LARGEST:.0e}")
     return np.ascontiguousarray(array).reshape(-1)
 

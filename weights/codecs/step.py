@@ -12,6 +12,7 @@ from weights.codecs import entropy
 from weights.codecs.codec import LARGEST, SMALLEST, Codec, Floats, Reader, check_threshold, flat
 from weights.codecs.contexts import Group, read_scales, scales_of
 from weights.codecs.rounding import check_rounding, rounded
+from weights.named import max_abs
 
 # Elements that a step is searched on, drawn at random from larger tensors.
 _SAMPLE = 2**17
@@ -55,7 +56,7 @@ class Step(Codec):
     def encode(self, array: Floats, rng: np.random.Generator) -> bytes:
         """The step as float32, 0 for a tensor of zeros, then scales and symbols."""
         values = flat(array)
-        largest = max(-float(values.min()), float(values.max())) if values.size else 0.0
+        largest = max_abs(values)
         if largest < SMALLEST:
             return np.zeros(1, "<f4").tobytes()
         scales = scales_of(values, array.shape)
