@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from flwr.app import MetricRecord, RecordDict
 
 from settings.errors import few
-from tasks.metrics import Metric, Sums
+from tasks.metrics import ALWAYS, Metric, Sums
 from weights.wire import Record, WireError, records
 
 
@@ -34,8 +34,8 @@ class Claims:
     _num_sums: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._num_sums = {name: metric.num_sums for name, metric in self.metrics.items()}
-        self._num_sums |= {"loss": 2, "num_examples": 1, "num_batches": 1}
+        own = {name: metric.num_sums for name, metric in self.metrics.items()}
+        self._num_sums = own | ALWAYS
 
     def sums(self, content: RecordDict) -> Sums:
         """The metric sums of a reply, empty for a client without data.

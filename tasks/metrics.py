@@ -18,8 +18,8 @@ Sums = dict[str, list[float]]
 
 _LOG = logging.getLogger(__name__)
 
-RESERVED = frozenset({"loss", "num_examples", "num_batches", "num-examples"})
-"""Names of sums that every client sends, whatever the task's metrics are."""
+ALWAYS = {"loss": 2, "num_examples": 1, "num_batches": 1}
+"""What every client sends, whatever the task's metrics are: name -> how many sums."""
 
 
 def ratio(sums: Sequence[float]) -> float:
