@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import INFO, WARNING
 
 import torch
@@ -123,7 +123,7 @@ class WeightedFedAvg(Strategy):
         self._directory = directory
         self._cohort = cohort
         self._min_replies = min_replies
-        self._batch_size, self._max_batches = batch_size, max_batches
+        self._claims = Claims(metrics, batch_size, max_batches)
         self._record: ArrayRecord | None = None
         self._sent: list[tuple[str, Message]] = []
         self._mean = WeightedMean(self._trained)
@@ -199,8 +199,7 @@ class WeightedFedAvg(Strategy):
         mean = self._mean
         mean.reset()
         totals = _Totals()
-        claims = Claims(self._metrics, self._batch_size, self._max_batches)
-        for update, sums in self._read(replies, self._trained, claims):
+        for update, sums in self._read(replies, self._trained, self._claims):
             self.tally.metrics_non_finite += not totals.add(sums)
             if not is_finite(update):
                 self.tally.non_finite += 1
@@ -208,16 +207,12 @@ class WeightedFedAvg(Strategy):
             examples = sums["num_examples"][0]
             mean.add(update, examples if self._weighting == "examples" else 1.0)
         if lost := self.tally.non_finite:
-            log(
-                WARNING,
-                "round %d: updates not finite, which count for nothing: %d",
-                server_round,
-                lost,
-            )
+            said = "round %d: updates not finite, which count for nothing: %d"
+            log(WARNING, said, server_round, lost)
         if self.tally.answered < self._min_replies:
             self.tally.skipped = 1
-            said = (server_round, self.tally.answered, self._min_replies)
-            log(WARNING, "round %d is skipped: %d replies, at least %d are needed", *said)
+            said = "round %d is skipped: %d replies, at least %d are needed"
+            log(WARNING, said, server_round, self.tally.answered, self._min_replies)
         elif mean.total_weight:
             self.tally.largest_share = mean.largest_weight / mean.total_weight
             self._step(mean.mean())
@@ -239,7 +234,8 @@ class WeightedFedAvg(Strategy):
         """Finalized metrics over the replies' sums."""
         totals = _Totals()
         # Batches of evaluation have a bound of their own, but here nobody's claim has any weight.
-        for _, sums in self._read(replies, {}, Claims(self._metrics, self._batch_size)):
+        claims = replace(self._claims, max_batches=0)
+        for _, sums in self._read(replies, {}, claims):
             self.tally.metrics_non_finite += not totals.add(sums)
         return _record(finalize(totals.sums, self._metrics))
 
