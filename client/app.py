@@ -11,11 +11,11 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.cohort import can_join, join, update_together
-from client.crew import Crew, Result, Work
+from client.crew import Crew, Work
 from client.data import Client, population, prepared
 from client.lookahead import Lookahead
 from client.mods import compress, reply_again, time_limit
-from client.update import local_update
+from client.update import Result, local_update
 from settings.errors import InputError, unknown
 from settings.schema import Settings, names_in
 from tasks.catalogue import load_task
@@ -52,15 +52,15 @@ def train(message: Message, context: Context) -> Message:
     """Train the broadcast model on one client's examples; reply with the model update."""
     result = lookahead.take(message)
     if result is None:
-        result = _trained(message, _Job(message, context, default_split="train"))
+        result = _trained(message, _Request(message, context, default_split="train"))
     return _reply(message, *result)
 
 
-def _trained(message: Message, job: "_Job") -> Result:
+def _trained(message: Message, request: "_Request") -> Result:
     """The client's model update and metric sums; those of peers are kept for when they are asked."""
-    settings, task, model, weights = job.settings, job.task, job.model, job.weights
+    settings, task, model, weights = request.settings, request.task, request.model, request.weights
     optimizer = settings.client_optimizer or task.client_optimizer
-    stream = job.stream(settings.local_epochs, settings.max_batches, settings.shuffle)
+    stream = request.stream(settings.local_epochs, settings.max_batches, settings.shuffle)
 
     def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
         return local_update(task, model, weights, batches, optimizer, settings.precision)
@@ -68,7 +68,7 @@ def _trained(message: Message, job: "_Job") -> Result:
     joins = settings.precision == "float32" and can_join(task, model, optimizer)
     if joins and lookahead.announced(message):
         _crew.arrange(settings)
-        read = functools.partial(job.client, stream=stream)
+        read = functools.partial(request.client, stream=stream)
         together, failed = join(message, lookahead.peers(), read, model)
         lookahead.keep(failed)
         if len(together) > 1:
@@ -79,35 +79,35 @@ def _trained(message: Message, job: "_Job") -> Result:
                 raise
             except Exception:
                 # Which of them it comes from shows when each trains alone.
-                return _result(message, job, stream, work)
+                return _result(message, request, stream, work)
             lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
             return mine
-    return _result(message, job, stream, work)
+    return _result(message, request, stream, work)
 
 
 @app.evaluate()
 def evaluate_model(message: Message, context: Context) -> Message:
     """Evaluate the broadcast model on one client's examples of the split that the message names."""
-    job = _Job(message, context, default_split="test")
+    request = _Request(message, context, default_split="test")
 
     def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
-        load_arrays(model, job.weights, "the broadcast model")
-        return {}, evaluate(job.task, model, batches)
+        load_arrays(model, request.weights, "the broadcast model")
+        return {}, evaluate(request.task, model, batches)
 
-    stream = job.stream(1, job.settings.eval_batches, shuffles=False)
-    return _reply(message, *_result(message, job, stream, work))
+    stream = request.stream(1, request.settings.eval_batches, shuffles=False)
+    return _reply(message, *_result(message, request, stream, work))
 
 
-def _result(message: Message, job: "_Job", stream: Stream, work: Work) -> Result:
+def _result(message: Message, request: "_Request", stream: Stream, work: Work) -> Result:
     """One client's result: beside those of the clients behind it, where it is known who they are."""
     if not lookahead.announced(message):
-        return work(job.model, job.batches(message, stream))
-    _crew.arrange(job.settings)
-    read = functools.partial(job.batches, stream=stream)
-    return _crew.result(message, lookahead.peers(), job.model, read, work)
+        return work(request.model, request.batches(message, stream))
+    _crew.arrange(request.settings)
+    read = functools.partial(request.batches, stream=stream)
+    return _crew.result(message, lookahead.peers(), request.model, read, work)
 
 
-class _Job:
+class _Request:
     """What a message asks for: the task, the model, the broadcast weights, and clients' batches.
 
     Strategies of Flower's own name neither client nor split: then it is the node's only client.

@@ -19,8 +19,9 @@ from client.crew import Crew
 from client.data import Client, size_of
 from client.regression import regression
 from client.stacked import Stacked, stacked
+from client.update import Result
 from settings.spec import parse_spec
-from tasks.metrics import MeanLoss, MeanMetric, Sums
+from tasks.metrics import MeanLoss, MeanMetric
 from tasks.stream import Batch
 from tasks.task import Task
 from weights.named import NamedArrays, trainable_names
@@ -114,7 +115,7 @@ def update_together(
     clients: Sequence[Client],
     client_optimizer: str,
     crew: Crew,
-) -> list[tuple[NamedArrays, Sums]]:
+) -> list[Result]:
     """What `client.update.local_update` returns, for each of the clients, to rounding.
 
     Args:
@@ -139,11 +140,11 @@ def _stacked(
     initial: NamedArrays,
     clients: Sequence[Client],
     client_optimizer: str,
-) -> list[tuple[NamedArrays, Sums]]:
+) -> list[Result]:
     # Longest first, so that those that are done leave from the end.
     order = sorted(range(len(clients)), key=lambda index: -len(clients[index].chosen))
     order = [index for index in order if clients[index].chosen]
-    results: list[tuple[NamedArrays, Sums]] = [({}, {}) for _ in clients]
+    results: list[Result] = [({}, {}) for _ in clients]
     if not order:
         return results
     schedule = _Schedule([clients[index] for index in order])

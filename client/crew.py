@@ -13,13 +13,11 @@ import torch
 from flwr.app import Message
 from torch import nn
 
+from client.update import Result
 from settings.memory import keep_freed
 from settings.schema import Settings
-from tasks.metrics import Sums
 from tasks.stream import Batch
-from weights.named import NamedArrays
 
-Result = tuple[NamedArrays, Sums]
 Read = Callable[[Message], Iterable[Batch]]
 Work = Callable[[nn.Module, Iterable[Batch]], Result]
 Item = TypeVar("Item")

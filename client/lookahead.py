@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
-from client.crew import Result
+from client.update import Result
 from weights.wire import COMPRESSION, records
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.crew import Crew, Result
+from client.crew import Crew
 from client.data import Client
 from client.stacked import Stacked
+from client.update import Result
 from tasks.metrics import ACCURACY, classification_loss
 from tasks.task import Task
 from weights.layers import Dense, linear

@@ -13,6 +13,9 @@ from weights.named import NamedArrays, arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
 from weights.recurrent import reset_states
 
+Result = tuple[NamedArrays, Sums]
+"""What work on one client's batches gives: the model update, which evaluation leaves empty, and metric sums."""
+
 
 def local_update(
     task: Task,
@@ -21,7 +24,7 @@ def local_update(
     batches: Iterable[Batch],
     client_optimizer: str,
     precision: str = "float32",
-) -> tuple[NamedArrays, Sums]:
+) -> Result:
     """Train a model on one client's batches.
 
     Args:

@@ -14,7 +14,8 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.crew import Crew, Result
+from client.crew import Crew
+from client.update import Result
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.stream import Batch
