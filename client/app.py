@@ -57,32 +57,42 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _trained(message: Message, request: "_Request") -> Result:
-    """The client's model update and metric sums; those of peers are kept for when they are asked."""
-    settings, task, model, weights = request.settings, request.task, request.model, request.weights
+    """The client's model update and metric sums, trained together with its peers where that is possible."""
+    settings, task = request.settings, request.task
     optimizer = settings.client_optimizer or task.client_optimizer
     stream = request.stream(settings.local_epochs, settings.max_batches, settings.shuffle)
+    joins = settings.precision == "float32" and can_join(task, request.model, optimizer)
+    if joins and lookahead.announced(message):
+        result = _with_peers(message, request, stream, optimizer)
+        if result is not None:
+            return result
 
     def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
-        return local_update(task, model, weights, batches, optimizer, settings.precision)
+        return local_update(task, model, request.weights, batches, optimizer, settings.precision)
 
-    joins = settings.precision == "float32" and can_join(task, model, optimizer)
-    if joins and lookahead.announced(message):
-        _crew.arrange(settings)
-        read = functools.partial(request.client, stream=stream)
-        together, failed = join(message, lookahead.peers(), read, model)
-        lookahead.keep(failed)
-        if len(together) > 1:
-            clients = [*together.values()]
-            try:
-                mine, *others = update_together(task, model, weights, clients, optimizer, _crew)
-            except TimeoutError:
-                raise
-            except Exception:
-                # Which of them it comes from shows when each trains alone.
-                return _result(message, request, stream, work)
-            lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
-            return mine
     return _result(message, request, stream, work)
+
+
+def _with_peers(
+    message: Message, request: "_Request", stream: Stream, optimizer: str
+) -> Result | None:
+    """The client's result; those of its peers are kept for when they are asked. None: it must train alone."""
+    _crew.arrange(request.settings)
+    read = functools.partial(request.client, stream=stream)
+    together, failed = join(message, lookahead.peers(), read, request.model)
+    lookahead.keep(failed)
+    if len(together) < 2:
+        return None
+    task, model, clients = request.task, request.model, [*together.values()]
+    try:
+        mine, *others = update_together(task, model, request.weights, clients, optimizer, _crew)
+    except TimeoutError:
+        raise
+    except Exception:
+        # Which of them it comes from shows when each trains alone.
+        return None
+    lookahead.keep(failed | dict(zip([*together][1:], others, strict=True)))
+    return mine
 
 
 @app.evaluate()
