@@ -10,11 +10,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.cohort import can_join, join, update_together
 from client.crew import Crew, Work
 from client.data import Client, population, prepared
+from client.group import can_join, join
 from client.lookahead import Lookahead
 from client.mods import compress, reply_again, time_limit
+from client.together import update_together
 from client.update import Result, local_update
 from settings.errors import InputError, unknown
 from settings.schema import Settings, names_in

@@ -44,7 +44,7 @@ class Regression(NamedTuple):
     def train(
         self, initial: NamedArrays, clients: Sequence[Client], crew: Crew
     ) -> list[Result] | None:
-        """What `client.cohort.update_together` returns.
+        """What `client.together.update_together` returns.
 
         None where torch has to do it: a machine without the kernel (`weights.regression_kernel`), weights or examples
         that are not float32, targets that are no classes.

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.cohort import update_together
 from client.crew import Crew
 from client.data import Client
 from client.regression import _kernel, regression
 from client.stacked import stacked
+from client.together import update_together
 from client.update import Result, local_update
 from settings.schema import Settings
 from tasks.catalogue import load_task

@@ -13,8 +13,8 @@ import torch
 
 import client.app
 import client.data
-from client.cohort import update_together
 from client.data import prepared
+from client.together import update_together
 from tasks.catalogue import load_task
 from tasks.data import InMemory, Split
 from tasks.stream import Prepared
@@ -168,7 +168,7 @@ def test_groups_are_bounded(
 ) -> None:
     values = {**SMALL, "data": writers, "cohort": "all", "rounds": 1}
     _, weights = federate("whole", **values)
-    monkeypatch.setattr("client.cohort.MOST_BYTES", 1_500_000)
+    monkeypatch.setattr("client.group.MOST_BYTES", 1_500_000)
     _, parts = federate("parts", **values)
     assert groups[0] == 8
     assert len(groups) > 2
