@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,17 @@ def test_flowers_strategies_serve_unchanged(kind: type[FedAvg], writers: str) ->
         assert np.abs(model["dense.weight"]).max() > 0
 
 
-def test_flowers_strategies_get_whole_models_of_clients_with_data() -> None:
+def test_flowers_strategies_get_whole_and_finite_models() -> None:
     app = ClientApp()
 
     @app.train()
     def training(message: Message, context: Context) -> Message:
-        empty = bool(context.node_config["empty"])
-        arrays = {} if empty else {"w": np.ones(2, np.float32)}
-        metrics = MetricRecord({"num-examples": int(not empty)})
+        value = float(context.node_config["value"])
+        arrays = {"w": np.full(2, value, np.float32)} if value else {}
+        metrics = MetricRecord({"num-examples": len(arrays)})
         return Message(RecordDict({"arrays": pack(arrays), "metrics": metrics}), reply_to=message)
 
-    grid = InProcessGrid(app, {}, [{"empty": empty} for empty in (False, True, False)])
+    grid = InProcessGrid(app, {}, [{"value": value} for value in (1.0, 0.0, math.nan, 1.0)])
     model = {"w": np.array([3, 4], np.float32), "fixed": np.array([7], np.float32)}
     strategy = CompressedAggregation(FedAvg(fraction_evaluate=0.0), trained=["w"])
     messages = strategy.configure_train(1, pack(model), ConfigRecord(), grid)
@@ -325,6 +326,62 @@ def test_a_client_without_data_is_no_failure(writers: str) -> None:
     aggregator = CompressedAggregation(inner, clipping=clipping)
     train(aggregator, grid, rounds=1)
     assert (inner.tally.answered, inner.tally.empty) == (3, 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_the_wrapped_strategys_to_count(
+    value: float, writers: str
+) -> None:
+    def spoil(array: Array) -> Array:
+        return Array(np.full(array.shape, value, np.float32))
+
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b,c")
+    grid = InProcessGrid(garbled(spoil), settings.to_config())
+    inner = weighted(grid, settings)
+    train(CompressedAggregation(inner, clipping=AdaptiveNorm(0.02, 0.8, 0.2)), grid, rounds=1)
+    assert (inner.tally.answered, inner.tally.non_finite, inner.tally.failed) == (3, 1, {})
+
+
+def test_why_a_client_failed_reaches_the_wrapped_strategy(writers: str) -> None:
+    def fail(content: RecordDict) -> None:
+        raise OSError("the disk is gone")
+
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b,c")
+    grid = InProcessGrid(altered(fail), settings.to_config())
+    inner = weighted(grid, settings)
+    train(CompressedAggregation(inner, UNIFORM), grid, rounds=1)
+    assert list(inner.tally.failed) == ["b"]
+    assert "the disk is gone" in inner.tally.failed["b"]
+
+
+def test_a_client_is_counted_once_whatever_it_says_of_its_norm(writers: str) -> None:
+    def boast(content: RecordDict) -> None:
+        content["compression"] = ConfigRecord({"clipped": 7})
+
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b,c")
+    grid = InProcessGrid(altered(boast), settings.to_config())
+    clipping = AdaptiveNorm(1e-4, 0.8, 0.2)
+    aggregator = CompressedAggregation(weighted(grid, settings), clipping=clipping)
+    train(aggregator, grid, rounds=1)
+    assert aggregator.measurements["clipped_count"] == 3
+    assert clipping.estimate == pytest.approx(1e-4 * math.exp(0.2 * 0.8))
+
+
+def test_messages_say_what_clients_are_to_do(writers: str) -> None:
+    settings = Settings(task="emnist_lr", data=writers, client_ids="a,b", codec=UNIFORM, seed=3)
+    grid = InProcessGrid(client_app, settings.to_config())
+    inner = weighted(grid, settings)
+
+    def asked(settings: Settings) -> list[object]:
+        aggregator = make_aggregator(settings, inner, ["dense.weight"])
+        messages = aggregator.configure_train(2, pack(inner.weights), ConfigRecord(), grid)
+        return [message.content.get("compression") for message in messages]
+
+    codecs = json.dumps({"dense.weight": UNIFORM})
+    assert asked(settings) == [
+        ConfigRecord({"codecs": codecs, "seed": [3, 2, index]}) for index in range(2)
+    ]
+    assert asked(replace(settings, codec="identity")) == [None, None]
 
 
 def test_nothing_is_learnt_from_a_reply_that_the_strategy_refuses(writers: str) -> None:
