@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from weights.files import replacing
+from settings.errors import InputError
+from weights.files import check_place, clear_temporaries, replacing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -51,3 +52,54 @@ def test_content_then_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
     with replacing(path, durable=False) as temporary:
         temporary.write_text("newer")
     assert len(synced) == 2
+
+
+def test_what_cannot_be_replaced_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for name, said in (("", "it is a folder"), ("pipe", "it is a device, not a file")):
+        for refuse in (check_place, lambda path: replacing(path).__enter__()):
+            with pytest.raises(InputError, match=f"{name}: cannot be written: {said}"):
+                refuse(tmp_path / name)
+    with pytest.raises(InputError, match=f"{tmp_path}/file is not a folder that takes files"):
+        check_place(tmp_path / "file/below/deep")
+    check_place(tmp_path / "file")
+    check_place(tmp_path / "new/deep")
+    monkeypatch.setattr(os, "access", lambda path, how: (path, how) != (tmp_path, os.W_OK))
+    with pytest.raises(InputError, match=f"{tmp_path} is not a folder that takes files"):
+        check_place(tmp_path / "new/deep")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    with replacing(tmp_path / "new/deep/file") as temporary:
+        temporary.touch()
+    assert (tmp_path / "new/deep/file").is_file()
+
+
+def test_a_file_system_that_cannot_sync_a_folder_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(handle: int) -> None:
+        if Path(os.path.realpath(f"/proc/self/fd/{handle}")).is_dir():
+            raise OSError("not supported")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    handles = len([*Path("/proc/self/fd").iterdir()])
+    with replacing(tmp_path / "file") as temporary:
+        temporary.touch()
+    assert (tmp_path / "file").is_file()
+    assert len([*Path("/proc/self/fd").iterdir()]) == handles
+
+
+def test_only_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    left = [tmp_path / ".a.safetensors.0123abcd", tmp_path / "deep/er/.b.ffffffff"]
+    names = (".hidden", ".a.0123abc", ".a.0123abcde", ".a.0123ABCD", "a.0123abcd", ".0123abcd")
+    kept = [tmp_path / name for name in names]
+    (tmp_path / "deep/er").mkdir(parents=True)
+    for path in left + kept:
+        path.touch()
+    clear_temporaries(tmp_path)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
