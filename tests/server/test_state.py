@@ -1,5 +1,7 @@
 """Checkpoints of a run: every optimizer goes on where it stopped."""
 
+import errno
+import fcntl
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,15 @@ from flwr.clientapp import ClientApp
 from torch import nn
 from torch.optim import Optimizer
 
-from server.state import KeepsStates, exclusive, has_checkpoint, load_state, run_of, save_state
+from server.state import (
+    KeepsStates,
+    exclusive,
+    forget,
+    has_checkpoint,
+    load_state,
+    run_of,
+    save_state,
+)
 from settings.errors import InputError
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
@@ -123,11 +133,24 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
         pass
     with exclusive(tmp_path / "a"):
         pass
+    with exclusive(tmp_path / "deep/er"):
+        pass
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match="file/a: cannot be written"),
         exclusive(tmp_path / "file/a"),
     ):
+        pass
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with exclusive(tmp_path), exclusive(tmp_path):
         pass
 
 
@@ -176,6 +199,15 @@ def test_node_states_of_all_kept_checkpoints_are_kept(tmp_path: Path) -> None:
         path = tmp_path / f"round-{server_round:06}.safetensors"
 
 
+def test_states_that_belong_to_no_round_are_forgotten(tmp_path: Path) -> None:
+    forget(tmp_path / "none")
+    nodes = Nodes()
+    nodes.remember(0, 1)
+    path = saved(tmp_path, 1, Settings(), nodes)
+    forget(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def loaded(folder: Path) -> tuple[int, list[int | None]]:
     nodes = Nodes()
     _, header = load_state(folder, Settings(), Problem("sgd:lr=0.1").optimizer, nodes)
@@ -198,6 +230,13 @@ def loaded(folder: Path) -> tuple[int, list[int | None]]:
         ({"max_batches": 3}, "--max-batches"),
         ({"shuffle": False}, "--shuffle"),
         ({"weighting": "uniform"}, "--weighting examples, not uniform"),
+        ({"over_select": 1.5}, "--over-select 1.0, not 1.5"),
+        ({"deadline": 9}, "--deadline 3600, not 9"),
+        ({"min_replies": 2}, "--min-replies 1, not 2"),
+        ({"precision": "bf16"}, "--precision float32, not bf16"),
+        ({"aggregator": "robust"}, "--aggregator mean, not robust"),
+        ({"codec": "float16"}, "--codec"),
+        ({"broadcast_codec": "float16"}, "--broadcast-codec identity, not float16"),
     ],
 )
 def test_other_settings_are_refused(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -218,6 +257,8 @@ def test_what_does_not_touch_training_may_change(tmp_path: Path) -> None:
         evaluation="centralised",
         eval_cohort="3",
         eval_batches=2,
+        min_available_nodes=3,
+        workers=4,
     )
     weights, _ = load_state(tmp_path, changed, Problem("sgd:lr=0.1").optimizer)
     np.testing.assert_array_equal(weights["w"], Problem("sgd:lr=0.1").arrays["w"])
