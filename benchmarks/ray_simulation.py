@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from deploy.loopback import BIN, ROOT, Loopback, end_on_signals, free_port
+from deploy.flower import BIN, config_words, write_connection
+from deploy.loopback import ROOT, Loopback, end_on_signals, free_port
 from settings.schema import Settings, Value
 from tasks.catalogue import load_task
 
@@ -37,10 +37,6 @@ TOLERANCES = {"first": 1e-5, "last": 1e-2}
 steps that grows."""
 
 
-def pairs(config: Mapping[str, Value]) -> str:
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-
-
 def commands(config: dict[str, Value]) -> dict[str, list[str]]:
     """The peers by name; each writes what it trained to the JSON file that `config` names."""
     options = [word for key, value in config.items() for word in (f"--{key}", str(value))]
@@ -49,7 +45,7 @@ def commands(config: dict[str, Value]) -> dict[str, list[str]]:
         "client-resources-num-cpus": 1,
         "init-args-num-cpus": os.cpu_count() or 1,
     }
-    flower = ["--federation-config", pairs(nodes), "--run-config", pairs(config)]
+    flower = ["--federation-config", config_words(nodes), "--run-config", config_words(config)]
     return {
         "fedferry run": [str(BIN / "fedferry"), "run", options[1], *options[2:]],
         "flwr run": [str(BIN / "flwr"), "run", str(ROOT), "ray", "--stream", *flower],
@@ -92,10 +88,7 @@ def start_superlink(loopback: Loopback) -> None:
     )
     if not loopback._listens("superlink", port):
         raise SystemExit("the SuperLink does not start")
-    home = Path(loopback.environment["FLWR_HOME"])
-    (home / "config.toml").write_text(
-        f'[superlink.ray]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    )
+    write_connection(Path(loopback.environment["FLWR_HOME"]), "ray", f"127.0.0.1:{port}")
 
 
 def run(peer: str, command: list[str], loopback: Loopback, out: Path) -> tuple[float, Any]:

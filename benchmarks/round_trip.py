@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from deploy.flower import COMPLETED
 from deploy.loopback import (
-    COMPLETED,
     FLOWER,
     FLOWER_SUPERNODE,
     FORKING,

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.loopback import COMPLETED, Loopback, end_on_signals, read_settings
+from deploy.flower import COMPLETED, read_settings
+from deploy.loopback import Loopback, end_on_signals
 from settings.errors import InputError
 from settings.schema import Settings, Value
 from simulation.federation import simulate

@@ -9,7 +9,6 @@ verdict on the run, and ends what it started, by process id. Logs, Flower's home
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -18,16 +17,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from deploy.flower import BIN, COMPLETED, config_words, flwr, read_settings, write_connection
 from settings.errors import InputError
-from settings.schema import Settings, Value, key_of
+from settings.schema import Value
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
 FLOWER = (str(BIN / "flower-superexec"),)
 """Flower's own executor: a new Python for every message."""
 FORKING = (sys.executable, str(ROOT / "deploy" / "executor.py"))
@@ -37,10 +35,6 @@ FLOWER_SUPERNODE = (str(BIN / "flower-supernode"),)
 QUICK_SUPERNODE = (sys.executable, str(ROOT / "deploy" / "supernode.py"))
 """The same, with shorter sleeps while a run goes on."""
 APPS = ("flwr-serverapp", "flwr-clientapp")
-COMPLETED = "finished:completed"
-PATHS = ("data", "init", "save", "json", "logdir")
-NAMES = ("sample", "tff", "dickens")
-"""What stands for data or a checkpoint in place of a path, beside `hf:NAME`."""
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -106,10 +100,7 @@ class Loopback:
         """Start the SuperLink, with the database that an earlier one left."""
         words = ("--isolation", "process", "--database", str(self.out / "superlink.db"))
         self._serve("superlink", str(BIN / "flower-superlink"), "--insecure", *words)
-        address = f'address = "127.0.0.1:{self._ports["superlink"]}"'
-        (self._home / "config.toml").write_text(
-            f"[superlink.loopback]\n{address}\ninsecure = true\n"
-        )
+        write_connection(self._home, "loopback", f"127.0.0.1:{self._ports['superlink']}")
 
     def start_node(self, index: int, node_config: str) -> None:
         """Start SuperNode `node-INDEX`; `node_config` is its `--node-config`."""
@@ -174,23 +165,13 @@ class Loopback:
         return sorted(p for p, comm, pgrp in _processes() if pgrp == group and comm in APPS)
 
     def flwr(self, *words: str) -> Any:
-        """What a `flwr` command prints, read as JSON."""
-        command = [str(BIN / "flwr"), *words, "--format", "json"]
-        said = subprocess.run(
-            command, env=self.environment, cwd=self.out, capture_output=True, text=True
-        )
-        if said.returncode:
-            raise InputError(f"flwr {words[0]}: {said.stderr.strip() or said.stdout.strip()}")
-        answer = json.loads(said.stdout)
-        if not answer.get("success", True):
-            reason = answer.get("error-message") or "refused"
-            raise InputError(f"flwr {words[0]}: {reason.splitlines()[-1]}")
-        return answer
+        """What a `flwr` command answers here."""
+        return flwr(*words, environment=self.environment, folder=self.out)
 
     def submit(self, config: Mapping[str, Value], app: Path = ROOT) -> str:
         """`flwr run` with this run config: the id of the run."""
-        pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-        return str(self.flwr("run", str(app), "loopback", "--run-config", pairs)["run-id"])
+        words = ("run", str(app), "loopback", "--run-config", config_words(config))
+        return str(self.flwr(*words)["run-id"])
 
     def verdict(self, run_id: str) -> tuple[str, str]:
         """A run's status and its details, by `flwr ls`: `flwr run` exits with 0 whatever happens."""
@@ -233,30 +214,6 @@ def _processes() -> Iterator[tuple[int, str, int]]:
     for line in said.stdout.splitlines():
         pid, group, name = line.split(maxsplit=2)
         yield int(pid), name, int(group)
-
-
-def read_settings(pairs: Sequence[str]) -> dict[str, Value]:
-    """`key=value` words as a run config: values by the schema's types, paths made absolute.
-
-    Raises:
-        InputError: An unknown key, or a value that cannot be read.
-    """
-    types = {key_of(item): type(item.default) for item in fields(Settings)}
-    config: dict[str, Value] = {}
-    for pair in pairs:
-        key, _, text = pair.partition("=")
-        wanted = types.get(key, str)
-        if wanted is bool and text in ("true", "false"):
-            config[key] = text == "true"
-        elif wanted in (int, float):
-            try:
-                config[key] = wanted(text)
-            except ValueError:
-                raise InputError(f"{key} must be a number, not {text!r}") from None
-        else:
-            a_path = key in PATHS and text not in NAMES and not text.startswith("hf:")
-            config[key] = str(Path(text).resolve()) if a_path else text
-    return Settings.from_config(config).to_config()
 
 
 def federate(

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.loopback import COMPLETED, read_settings
+from deploy.flower import COMPLETED, config_words, flwr, read_settings, write_connection
 from deploy.service import VERDICT
 from settings.errors import InputError
 
@@ -40,34 +40,10 @@ def wait_for(address: str, timeout: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise SystemExit(
+                raise InputError(
                     f"waited {timeout:.0f} s for the SuperLink at {address}: {error}"
                 ) from None
             time.sleep(0.5)
-
-
-def connect(address: str, root_certificates: Path | None) -> None:
-    """Write the connection into Flower's configuration, in $FLWR_HOME."""
-    if root_certificates is None:
-        security = "insecure = true"
-    else:
-        security = f'insecure = false\nroot-certificates = "{root_certificates.resolve()}"'
-    home = Path(os.environ["FLWR_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
-    connection = f'[superlink.{CONNECTION}]\naddress = "{address}"\n{security}\n'
-    (home / "config.toml").write_text(connection)
-
-
-def flwr(*words: str) -> Any:
-    """What a `flwr` command says as JSON; its error, if there is one, as SystemExit."""
-    done = subprocess.run(["flwr", *words, "--format", "json"], capture_output=True, text=True)
-    try:
-        said = json.loads(done.stdout)
-    except ValueError:
-        raise SystemExit(f"flwr {words[0]} failed: {done.stderr or done.stdout}") from None
-    if not said.get("success", True):
-        raise SystemExit(f"flwr {words[0]} failed: {said.get('error-message', said)}")
-    return said
 
 
 def register(keys: Path) -> None:
@@ -75,7 +51,7 @@ def register(keys: Path) -> None:
     for key in sorted(keys.glob("*.pub")):
         try:
             flwr("supernode", "register", str(key), CONNECTION)
-        except SystemExit as error:
+        except InputError as error:
             if "already in use" not in str(error):
                 raise
         print(f"{key.stem} is registered", flush=True)
@@ -87,8 +63,8 @@ def submit() -> str:
     if not config["logdir"]:
         config["logdir"] = time.strftime("/results/%Y%m%d-%H%M%S")
     config["save"] = config["save"] or f"{config['logdir']}/model.safetensors"
-    pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-    return str(flwr("run", str(APP), CONNECTION, "--run-config", pairs)["run-id"])
+    words = ("run", str(APP), CONNECTION, "--run-config", config_words(config))
+    return str(flwr(*words)["run-id"])
 
 
 def follow(run_id: str, timeout: float, patience: float) -> dict[str, Any]:
@@ -109,7 +85,7 @@ def follow(run_id: str, timeout: float, patience: float) -> dict[str, Any]:
         try:
             (run,) = flwr("ls", CONNECTION, "--run-id", run_id)["runs"]
             heard = time.monotonic()
-        except SystemExit as error:
+        except InputError as error:
             if time.monotonic() - heard > patience:
                 run |= {"status": "unknown", "status-details": str(error)}
                 break
@@ -147,11 +123,12 @@ def main() -> None:
     run: dict[str, Any] = {"run-id": "none", "status": "not started", "status-details": ""}
     try:
         wait_for(options.superlink, options.wait)
-        connect(options.superlink, options.root_certificates)
+        home = Path(os.environ["FLWR_HOME"])
+        write_connection(home, CONNECTION, options.superlink, options.root_certificates)
         if options.register:
             register(options.register)
         run = follow(submit(), options.timeout, options.wait)
-    except (SystemExit, InputError) as error:
+    except InputError as error:
         run["status-details"] = str(error)
     report(run)
     sys.exit(0 if run["status"] == COMPLETED else 1)

@@ -8,7 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from deploy.loopback import COMPLETED, Loopback
+from deploy.flower import COMPLETED
+from deploy.loopback import Loopback
 from tests.deploy.conftest import Job, MakeJob, same_model, until
 
 pytestmark = pytest.mark.processes

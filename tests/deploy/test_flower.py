@@ -1,12 +1,13 @@
-"""How the loopback script reads its words."""
+"""How run configs are read and `flwr` is called."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from deploy import loopback
-from deploy.loopback import Loopback, read_settings
+from deploy import flower
+from deploy.flower import read_settings
+from deploy.loopback import Loopback
 from settings.errors import InputError
 
 
@@ -51,6 +52,6 @@ def test_a_run_that_flower_does_not_take_is_a_mistake_in_one_line(
     program = tmp_path / "flwr"
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
     program.chmod(0o755)
-    monkeypatch.setattr(loopback, "BIN", tmp_path)
+    monkeypatch.setattr(flower, "BIN", tmp_path)
     with pytest.raises(InputError, match=r"^flwr run: no such connection$"):
         Loopback(tmp_path / "out").submit({})
