@@ -77,7 +77,7 @@ def test_speeches_are_whole_and_in_order(train: Population, test: Population) ->
     )
 
 
-def test_the_first_four_fifths_train(train: Population, test: Population) -> None:
+def test_the_first_nine_tenths_train(train: Population, test: Population) -> None:
     sizes = [
         (len(speeches(train, client_id)), len(speeches(test, client_id)))
         for client_id in train.client_ids

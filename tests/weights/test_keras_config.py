@@ -15,8 +15,6 @@ from weights.keras_arrays import ARRAYS
 from weights.keras_layers import BUILDERS
 from weights.recurrent import reset_states
 
-Layers = list[tuple[str, dict[str, Any]]]
-
 
 def sequential(shape: list[int | None], *layers: tuple[str, dict[str, Any]], **more: Any) -> str:
     listed: list[dict[str, Any]] = [
