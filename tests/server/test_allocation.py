@@ -10,9 +10,9 @@ import pytest
 from server.allocation import Adaptive, Allocation, make_allocation
 from settings.errors import InputError
 from settings.spec import parse_spec
+from tests.conftest import Federate
 from weights.named import NamedArrays
 
-Federate = Callable[..., tuple[dict[str, Any], NamedArrays]]
 RUN: dict[str, Any] = {"task": "emnist_lr", "rounds": 3, "cohort": "4", "eval_every": 0}
 
 

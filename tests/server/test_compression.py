@@ -45,12 +45,11 @@ from server.strategy import WeightedFedAvg
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.catalogue import load_task
+from tests.conftest import Federate
 from weights.named import NamedArrays, arrays_of, fingerprint, l2_norm
 from weights.wire import WireError, claimed, pack, unpack
 
 PARITY = Path(__file__).parents[1] / "data/parity"
-Run = tuple[dict[str, Any], NamedArrays]
-Federate = Callable[..., Run]
 
 # Every weight matrix of these small models is encoded, so that every path is taken.
 UNIFORM = "uniform:bits=8,threshold=100"

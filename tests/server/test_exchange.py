@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,7 @@ from server.exchange import exchange
 from server.post import error_reason
 from settings.errors import InputError
 from simulation.grid import InProcessGrid
-from weights.named import NamedArrays
-
-Run = tuple[dict[str, Any], NamedArrays]
-Federate = Callable[..., Run]
+from tests.conftest import Federate
 
 
 def grid_of(answer: Callable[[int], None], nodes: int) -> InProcessGrid:

@@ -1,17 +1,14 @@
 """A round's lines in Flower's log."""
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from server.record import RoundRecord
 from server.report import report
 from server.strategy import Tally
-from weights.named import NamedArrays
+from tests.conftest import Federate
 
-Federate = Callable[..., tuple[dict[str, Any], NamedArrays]]
 TIME = {"sending": 0.25, "waiting": 12.5, "computing": 0.125}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from settings.schema import Settings
 from simulation.federation import in_process
 from simulation.grid import InProcessGrid
 from tasks.catalogue import load_task
+from tests.conftest import Federate
 from weights.checkpoint import read_checkpoint
 from weights.keras import load_model
-from weights.named import NamedArrays, arrays_of, fingerprint
-
-Run = tuple[dict[str, Any], NamedArrays]
-Federate = Callable[..., Run]
+from weights.named import arrays_of, fingerprint
 
 SMALL: dict[str, Any] = {
     "task": "emnist_lr",

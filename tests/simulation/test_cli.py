@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from tests.simulation.conftest import Command, Result
+
 ROOT = Path(__file__).parents[2]
-Result = tuple[int, str, str]
-Command = Callable[..., Result]
 
 
 @pytest.fixture

@@ -3,16 +3,16 @@
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from tests.simulation.conftest import Command
+
 ROOT = Path(__file__).parents[2]
 DICKENS = str(ROOT / "weights/dickens_rnn.batch8.kerasmodel")
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The numbers that TensorFlow Federated 0.87 and Keras computed, through the app itself, in file order."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,12 @@ from tasks.data import Examples
 from tasks.emnist import emnist_cnn
 from tasks.stream import Prepared
 from tasks.task import Task
+from tests.conftest import Federate
 from weights.checkpoint import write_checkpoint
 from weights.keras import load_model, save_model
-from weights.named import NamedArrays
 
 PARITY = Path(__file__).parents[1] / "data/parity"
 KING = "THE_TRAGEDY_OF_KING_LEAR_KING"
-
-Run = tuple[dict[str, Any], NamedArrays]
-Federate = Callable[..., Run]
 
 
 def recorded(name: str) -> dict[str, Any]:

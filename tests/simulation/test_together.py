@@ -18,9 +18,8 @@ from client.together import update_together
 from tasks.catalogue import load_task
 from tasks.data import InMemory, Split
 from tasks.stream import Prepared
-from weights.named import NamedArrays, fingerprint
-
-Federate = Callable[..., tuple[dict[str, Any], NamedArrays]]
+from tests.conftest import Federate
+from weights.named import fingerprint
 
 SMALL = {
     "task": "emnist_lr",
