@@ -9,6 +9,7 @@ from client.precision import outputs_of
 from tasks.metrics import MetricSums, Sums
 from tasks.stream import Batch
 from tasks.task import Task
+from weights.factored import factored
 from weights.named import NamedArrays, arrays_of, load_arrays, trainable_names
 from weights.optimizers import make_optimizer
 from weights.recurrent import reset_states
@@ -55,11 +56,12 @@ def _train(
     task: Task, model: nn.Module, batches: Iterable[Batch], optimizer: Optimizer, precision: str
 ) -> Sums:
     sums = MetricSums(task.metrics)
-    for batch in batches:
-        outputs = outputs_of(model, batch.inputs, precision)
-        loss = task.loss(outputs, batch)
-        sums.add(outputs, loss, batch)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    with factored(optimizer):
+        for batch in batches:
+            outputs = outputs_of(model, batch.inputs, precision)
+            loss = task.loss(outputs, batch)
+            sums.add(outputs, loss, batch)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
     return sums.sums()

@@ -1,7 +1,6 @@
 """The maximum over windows of a convolution's outputs, with a gradient that leaves out the outputs that did not win."""
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_compiling = threading.Lock()
 Kernel = Callable[..., None]
 
 
@@ -99,9 +97,7 @@ def _kernel(
     if vectors is None or channels % vectors.lanes:
         return None
     sizes = Sizes(height, width, windows, channels, filters, rows, columns)
-    with _compiling:
-        compiled = gradients(sizes, vectors)
-    needs = scratch(sizes)
+    compiled, needs = gradients(sizes, vectors), scratch(sizes)
 
     def kernel(*tensors: Tensor) -> None:
         places = torch.empty(needs.integers, dtype=torch.int32)

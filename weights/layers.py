@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weights.factored import factored_linear
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -107,7 +109,8 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., units)."""
-        return self.activation(F.linear(x, self.weight, self.bias))
+        y = factored_linear(x, self.weight, self.bias)
+        return self.activation(F.linear(x, self.weight, self.bias) if y is None else y)
 
 
 class Reshape(nn.Module):

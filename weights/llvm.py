@@ -4,6 +4,7 @@ llvmlite brings LLVM along, so that no machine needs a compiler; where it is mis
 """
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from llvmlite import ir
 
 INDEX, INT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 Value = Any
+
+_compiling = threading.Lock()
 
 
 class Registers(NamedTuple):
@@ -28,6 +31,12 @@ def registers(features: dict[str, bool] | None = None) -> Registers | None:
     if has.get("avx512f"):
         return Registers(16, 32)
     return Registers(8, 16) if has.get("avx2") and has.get("fma") else None
+
+
+def multiplies_bfloat16(features: dict[str, bool] | None = None) -> bool:
+    """Whether such a processor, or this one, adds up products of bfloat16 in AVX-512's registers."""
+    has = llvm.get_host_cpu_features() if features is None else features
+    return bool(has.get("avx512bf16"))
 
 
 def index_of(value: Value) -> Value:
@@ -130,7 +139,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
             return loaded
         mask, zeros = self._first_lanes(lanes), self.zeros()
         kinds = [place.type, INT, mask.type, self._vector]
-        load = self._intrinsic(
+        load = self.intrinsic(
             f"llvm.masked.load.v{self.lanes}f32.p0", ir.FunctionType(self._vector, kinds)
         )
         return self.call(load, [place, INT(4), mask, zeros])
@@ -143,7 +152,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
             return
         mask = self._first_lanes(lanes)
         kinds = [self._vector, place.type, INT, mask.type]
-        store = self._intrinsic(
+        store = self.intrinsic(
             f"llvm.masked.store.v{self.lanes}f32.p0", ir.FunctionType(ir.VoidType(), kinds)
         )
         self.call(store, [vector, place, INT(4), mask])
@@ -181,7 +190,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
     def largest(self, vectors: Sequence[Value]) -> Value:
         """The largest float of all vectors, everywhere."""
         kind = ir.FunctionType(FLOAT, [self._vector])
-        reduce = self._intrinsic(f"llvm.vector.reduce.fmax.v{self.lanes}f32", kind)
+        reduce = self.intrinsic(f"llvm.vector.reduce.fmax.v{self.lanes}f32", kind)
         found = vectors[0]
         for vector in vectors[1:]:
             found = self.select(self.fcmp_unordered(">", vector, found), vector, found)
@@ -232,12 +241,17 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         found = self.select(self.fcmp_ordered("<", vector, same(-87.0)), same(0.0), found)
         return self.select(self.fcmp_unordered("uno", vector, vector), vector, found)
 
-    def _intrinsic(self, name: str, kind: Value) -> Value:
+    def intrinsic(self, name: str, kind: Value) -> Value:
+        """One of LLVM's own functions."""
         known = self.source.globals.get(name)
         return known if known is not None else ir.Function(self.source, kind, name)
 
     def compiled(self, cpu: str = "", features: str = "") -> Callable[..., None]:
         """The function, for this processor or the one that is named; it runs without Python's lock."""
+        with _compiling:
+            return self._compiled(cpu, features)
+
+    def _compiled(self, cpu: str, features: str) -> Callable[..., None]:
         self.ret_void()
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
