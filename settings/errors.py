@@ -41,7 +41,7 @@ def few(names: Sequence[object], shown: int = 5, of: int = 0) -> str:
 
 
 def shorten(text: str) -> str:
-    """A text from elsewhere, at a length that one line of a log bears."""
+    """A text from elsewhere, at a length that a log or a panel bears."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from settings.errors import InputError, unknown
+from settings.errors import InputError, shorten, unknown
 from settings.schema import Settings
 from simulation import pictures
 from simulation.figures import drawing, write_png
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST, _LEAST = 8, 4
-_SNIPPET = 300
 _WIDTH = 80
 _COLUMNS = {
     "images": ("labels", "commonest"),
@@ -98,7 +98,7 @@ def _draw(task: Task, population: Population, survey: Survey, folder: Path) -> N
         board.add_image(f"explore/{name}", imread(png)[..., :3], dataformats="HWC")
     board.add_histogram(f"explore/{survey.unit}_of_a_client", survey.examples)
     for client_id, text in _snippets(population, survey):
-        board.add_text(f"explore/{client_id}", _indented(text))
+        board.add_text(f"explore/{client_id}", indent(text, "    "))  # monospaced
     board.close()
 
 
@@ -136,12 +136,7 @@ def _snippets(population: Population, survey: Survey) -> Iterator[tuple[str, str
     """The chosen clients' first words, where they have words."""
     for client_id in survey.chosen if survey.kind == "text" else ():
         text = "\n".join(text_of(population.examples(client_id)) or ())
-        yield client_id, text if len(text) <= _SNIPPET else f"{text[:_SNIPPET]} ..."
-
-
-def _indented(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
+        yield client_id, shorten(text)
 
 
 def _print(console: Console, population: Population, survey: Survey, folder: Path) -> None:

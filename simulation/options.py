@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from settings.schema import Settings, flag
+from settings.schema import Settings, flag, key_of
 
 SETTINGS = {item.name: item for item in fields(Settings)}
 
@@ -27,7 +27,7 @@ def settings_options(names: list[str], **words: str) -> Callable[[Any], Any]:
             kind: Any = click.Choice(choices) if choices else item.type
             declaration = flag(item)
             if item.type is bool and item.default:
-                declaration += f"/--no-{name.replace('_', '-')}"
+                declaration += f"/--no-{key_of(item)}"
             command = click.option(
                 declaration,
                 name,
