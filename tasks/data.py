@@ -20,6 +20,8 @@ Examples = dict[str, npt.NDArray[Any]]
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+HUB = "hf:"
+"""What stands before the name of a data set on the Hugging Face Hub, in place of a path."""
 
 _SPLIT_IN_NAME = re.compile(r"(?P<before>.*_)(?P<split>train|test)(?P<after>(?![A-Za-z]).*)")
 
@@ -92,17 +94,18 @@ def open_population(path: str | Path, split: Split) -> Population:
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if str(path).startswith("hf:"):
+    if str(path).startswith(HUB):
+        # Imported when needed: `tasks.hub` builds on this module.
         from tasks.hub import open_hub
 
-        return open_hub(str(path).removeprefix("hf:"), split)
+        return open_hub(str(path).removeprefix(HUB), split)
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file in it")
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     if path.name.endswith((".sqlite", ".lzma")) or _starts_like_sqlite(path):
-        # Imported when needed: `tasks.sqlite` builds on this module.
+        # As `tasks.hub`.
         from tasks.sqlite import open_sqlite
 
         return open_sqlite(path, split)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from settings.errors import InputError
-from tasks.data import Examples, Lazy, Split
+from tasks.data import HUB, Examples, Lazy, Split
 
-PREFIX = "hf:"
 # The column that says whose a row is, among the columns that a data set of this kind has.
 _KINDS = {
     "writer_id": ("image", "writer_id", "character"),
@@ -35,7 +34,7 @@ def open_hub(name: str, split: Split) -> Lazy:
         InputError: The extra `hf` is not installed, no such data set, no network, or other columns.
     """
     if not name:
-        raise InputError(f"{PREFIX} lacks a name: {PREFIX}flwrlabs/femnist")
+        raise InputError(f"{HUB} lacks a name: {HUB}flwrlabs/femnist")
     partitioner, column = _partitioner(name)
     read = _text if column == "character_id" else _images
     numbers = {str(key): number for number, key in partitioner.partition_id_to_natural_id.items()}
@@ -55,13 +54,13 @@ def _partitioner(name: str) -> tuple[Any, str]:
         from flwr_datasets import FederatedDataset
         from flwr_datasets.partitioner import NaturalIdPartitioner
     except ImportError:
-        raise InputError(f"{PREFIX}{name} needs the extra: pip install 'fedferry[hf]'") from None
+        raise InputError(f"{HUB}{name} needs the extra: pip install 'fedferry[hf]'") from None
     try:
         # Unshuffled: windows of text follow each other.
         rows = FederatedDataset(dataset=name, partitioners={}, shuffle=False).load_split("train")
     except Exception as error:  # Whatever the Hub's client, its cache and its readers raise.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{PREFIX}{name} cannot be loaded: {reason}") from error
+        raise InputError(f"{HUB}{name} cannot be loaded: {reason}") from error
     for column, needed in _KINDS.items():
         if set(needed) <= set(rows.column_names):
             partitioner = NaturalIdPartitioner(partition_by=column)
@@ -71,7 +70,7 @@ def _partitioner(name: str) -> tuple[Any, str]:
             return partitioner, column
     wanted = "; or ".join(", ".join(needed) for needed in _KINDS.values())
     raise InputError(
-        f"{PREFIX}{name} has the columns {', '.join(rows.column_names)}; known are: {wanted}"
+        f"{HUB}{name} has the columns {', '.join(rows.column_names)}; known are: {wanted}"
     )
 
 
