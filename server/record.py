@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -58,9 +58,9 @@ class RoundRecord:
         return json.dumps(without_nan(json.loads(self.exact)), allow_nan=False)
 
 
-def comm_record(tally: Tally, traffic: Traffic, before: list[RoundRecord]) -> dict[str, Any]:
+def comm_record(tally: Tally, traffic: Traffic, history: Sequence[RoundRecord]) -> dict[str, Any]:
     """A round's traffic: bits to and from the clients, cumulative over the run as the tutorial plots it."""
-    last = before[-1].comm if before else {}
+    last = history[-1].comm if history else {}
     bits = {f"{name}_bits": 8 * count for name, count in vars(traffic).items()}
     total = {f"cumulative_{name}": last.get(f"cumulative_{name}", 0) + bits[name] for name in bits}
     counts = {
@@ -86,26 +86,29 @@ class Recorder:
         logdir: TensorBoard folder.
         history: Rounds before a resumed run's first.
         before: Evaluation of the initial model.
+
+    Attributes:
+        before: The same.
     """
 
     def __init__(
         self, settings: Settings, logdir: Path, history: list[RoundRecord], before: Metrics
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._config = settings.to_config()
         self._logdir = logdir
-        self.history = history
+        self._history = history
         self.before = before
         # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
-        self.board = Board(logdir, history[-1].round + 1 if history else 0)
+        self._board = Board(logdir, history[-1].round + 1 if history else 0)
         table = "\n".join(f"| {key} | {value} |" for key, value in self._config.items())
-        self.board.text("settings", f"| setting | value |\n|---|---|\n{table}", len(history))
+        self._board.text("settings", f"| setting | value |\n|---|---|\n{table}", len(history))
         if not history:
-            self.board.scalars(_tagged({"eval": before}), 0)
+            self._board.scalars(_tagged({"eval": before}), 0)
 
     def add(self, record: RoundRecord, sample: str = "") -> None:
         """Log a finished round, with what the model writes after it."""
-        self.history.append(record)
+        self._history.append(record)
         groups = {
             "train": record.train,
             "eval": record.eval,
@@ -113,10 +116,10 @@ class Recorder:
             "aggregator": record.aggregator,
             "time": {"seconds": record.seconds, **record.time},
         }
-        self.board.scalars(_tagged(groups), record.round)
+        self._board.scalars(_tagged(groups), record.round)
         if sample:
             # Monospaced.
-            self.board.text("sample", indent(sample, "    "), record.round)
+            self._board.text("sample", indent(sample, "    "), record.round)
 
     def write(self) -> None:
         """Write what has been logged, before the round's checkpoint: a round is never in that alone.
@@ -124,9 +127,9 @@ class Recorder:
         Raises:
             InputError: The disk does not take it.
         """
-        self.board.flush()
+        self._board.flush()
         text = self._json()
-        for path in (self._logdir / METRICS, Path(self.settings.json)):
+        for path in (self._logdir / METRICS, Path(self._settings.json)):
             if path.name:
                 # A resumed run writes it anew: nothing is lost with the machine.
                 with replacing(path, durable=False) as file:
@@ -134,20 +137,20 @@ class Recorder:
 
     def unsaved(self, record: RoundRecord) -> None:
         """Count that the last round, as this record says, could not be written or has no checkpoint."""
-        self.history[-1] = record
-        self.board.scalars({"checkpoint/unsaved": 1}, record.round)
+        self._history[-1] = record
+        self._board.scalars({"checkpoint/unsaved": 1}, record.round)
 
     def close(self) -> None:
         """Log the hyperparameters with the final metrics, and write everything; InputError as `write`."""
-        last = self.history[-1] if self.history else None
+        last = self._history[-1] if self._history else None
         final = {f"final/{k}": v for k, v in (last.eval or last.train).items()} if last else {}
-        self.board.hyperparameters(self._config, final)
+        self._board.hyperparameters(self._config, final)
         self.write()
 
     def _json(self) -> str:
         """Settings and initial evaluation in the first line, then a line for each round."""
         content = {"settings": self._config, "before": without_nan(self.before)}
-        return json_text(content, rounds=[record.text for record in self.history]) + "\n"
+        return json_text(content, rounds=[record.text for record in self._history]) + "\n"
 
 
 def _tagged(groups: Mapping[str, Metrics]) -> Metrics:
