@@ -12,6 +12,7 @@ from settings.errors import InputError
 from tasks.catalogue import load_task
 from tasks.metrics import (
     ACCURACY,
+    ALWAYS,
     Metric,
     MetricSums,
     Sums,
@@ -120,6 +121,55 @@ def test_sums_stay_exact_and_need_no_batch() -> None:
     totals = large.sums()
     add_sums(totals, large_plus_one.sums())
     assert totals["big"] == [3 * 2.0**24 + 1]
+
+
+def test_batches_are_added_up_in_double_precision() -> None:
+    """2^24 + 1 is no float32."""
+    batch = Batch(torch.zeros(1, 1), torch.zeros(1, 1))
+    sums = MetricSums({"big": Metric(lambda outputs, batch: [outputs[0]], num_sums=1)})
+    for value in (2.0**24, 1.0, 1.0):
+        sums.add(torch.tensor([value]), torch.tensor(1.0), batch)
+    assert sums.sums()["big"] == [2.0**24 + 2]
+
+
+def test_what_every_client_sends() -> None:
+    batch = Batch(torch.zeros(1, 1), torch.zeros(1, 1))
+    sums = MetricSums({})
+    sums.add(torch.zeros(1), torch.tensor(1.0), batch)
+    assert {name: len(values) for name, values in sums.sums().items()} == ALWAYS
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        torch.linspace(-3, 3, 15).reshape(5, 3),
+        torch.linspace(-3, 3, 15).reshape(3, 5).T,
+        torch.linspace(-3, 3, 30).reshape(2, 5, 3),
+        torch.linspace(-3, 3, 30).reshape(2, 3, 5).movedim(1, -1),
+        torch.linspace(-3, 3, 30).reshape(5, 3, 2).permute(2, 0, 1),
+        torch.linspace(-3, 3, 60).reshape(2, 5, 3, 2).movedim(-1, 1),
+    ],
+    ids=lambda outputs: f"{tuple(outputs.shape)} by {outputs.stride()}",
+)
+def test_the_loss_does_not_depend_on_where_outputs_lie(outputs: Tensor) -> None:
+    targets = torch.arange(outputs[..., 0].numel()).reshape(outputs.shape[:-1]) % 3
+    scores, chosen = outputs.double().numpy(), targets.numpy()[..., None]
+    expected = np.log(np.exp(scores).sum(-1)) - np.take_along_axis(scores, chosen, -1)[..., 0]
+    losses = classification_loss.losses(outputs, Batch(outputs, targets))
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-5)
+
+
+def test_a_value_that_cannot_be_had_is_not_a_number(caplog: pytest.LogCaptureFixture) -> None:
+    sums = {"loss": [1.0, 2.0], "num_examples": [2.0], "num_batches": [1.0]}
+    metrics = {
+        "broken": Metric(lambda outputs, batch: (), lambda sums: sums[0] / 0),
+        "tensor": Metric(lambda outputs, batch: (), lambda sums: torch.tensor(sums[0])),  # type: ignore[arg-type, return-value]
+    }
+    values = finalize(sums | {"broken": [3.0, 4.0], "tensor": [0.5, 1.0]}, metrics)
+    assert math.isnan(values.pop("broken"))
+    assert values == {"loss": 0.5, "tensor": 0.5, "num_examples": 2, "num_batches": 1}
+    assert type(values["tensor"]) is float
+    assert "metric broken has no value for the sums [3.0, 4.0]: ZeroDivisionError" in caplog.text
 
 
 def test_a_metric_of_ones_own() -> None:

@@ -19,6 +19,7 @@ def numbers(stream: Stream, count: int, seed: int = 0) -> list[list[int]]:
     batches = stream.batches(numbered(count), np.random.default_rng(seed))
     result = []
     for batch in batches:
+        assert (batch.inputs.shape[1:], batch.targets.shape[1:]) == ((1,), (3,))
         assert torch.equal(batch.inputs[:, 0].long(), batch.targets[:, 0])
         result.append(batch.targets[:, 0].tolist())
     return result
@@ -86,6 +87,12 @@ def test_shuffle_is_uniform_where_the_buffer_holds_everything() -> None:
     assert len(orders) == 6
 
 
+def test_shuffling_leaves_the_order_that_it_is_given() -> None:
+    order = np.arange(20)
+    shuffle(order, 4, np.random.default_rng(0))
+    assert order.tolist() == list(range(20))
+
+
 def test_shuffle_buffer_of_two_by_hand() -> None:
     """Every order that a buffer of 2 can emit from three elements, and no other."""
     orders = {tuple(shuffled(3, 2, seed).tolist()) for seed in range(200)}
@@ -112,6 +119,7 @@ def test_counts_of_a_batch() -> None:
     # One label an example, some of them not counted.
     masked = Batch(torch.zeros(3, 784), torch.zeros(3), torch.tensor([True, False, True]))
     assert (masked.num_examples, masked.num_targets) == (2, 2)
+    assert type(masked.num_examples) is type(masked.num_targets) is int
 
 
 def test_client_seed() -> None:

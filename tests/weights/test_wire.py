@@ -8,9 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from weights.wire import NUMPY_STYPE, WireError, pack, payload_bytes, unpack
+from weights.wire import (
+    NUMPY_STYPE,
+    WireError,
+    claimed,
+    pack,
+    payload_bytes,
+    records,
+    unpack,
+)
 
 GRID = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -159,6 +167,36 @@ def test_names_are_checked() -> None:
         unpack(record, like={"a": GRID})
     with pytest.raises(WireError, match=r"missing or unknown: c$"):
         unpack(record, like={"a": GRID, "b": GRID, "c": GRID})
+
+
+def test_what_a_record_claims_takes_no_memory() -> None:
+    huge = Array("float32", (2**40, 2**20), NUMPY_STYPE, b"")
+    claim = claimed(ArrayRecord({"w": huge, "b": Array(GRID.astype(np.int64))}))
+    assert {name: (like.shape, str(like.dtype)) for name, like in claim.items()} == {
+        "w": ((2**40, 2**20), "float32"),
+        "b": ((2, 3), "int64"),
+    }
+    assert not any(any(like.strides) for like in claim.values())
+
+
+def test_records_of_a_kind() -> None:
+    arrays, config, metrics = pack({"w": GRID}), ConfigRecord({"a": 1}), MetricRecord({"b": 2})
+    content = RecordDict({"x": config, "y": arrays, "z": metrics, "u": ConfigRecord()})
+    assert records(content, ArrayRecord) == {"y": arrays}
+    assert records(content, ConfigRecord) == {"x": config, "u": ConfigRecord()}
+    assert records(content, MetricRecord) == {"z": metrics}
+
+
+def test_the_payload_is_that_of_all_arrays() -> None:
+    # npy's header is 128 bytes.
+    assert payload_bytes(pack({"w": GRID, "b": GRID[0]})) == 128 + 24 + 128 + 12
+
+
+def test_another_header_of_the_same_array() -> None:
+    """Not padded as numpy does it."""
+    data = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}", GRID.tobytes())
+    record = ArrayRecord({"w": Array("float32", (2, 3), NUMPY_STYPE, data)})
+    np.testing.assert_array_equal(unpack(record, like={"w": GRID})["w"], GRID)
 
 
 def test_fortran_order_from_elsewhere() -> None:
