@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict, UserConfig
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from client.app import app as client_app
 from server.directory import Directory
@@ -179,3 +180,39 @@ def test_why_a_node_did_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     connect(grid, monkeypatch, [grid.get_node_ids()[0], 99])
     with pytest.raises(InputError, match="partition-id 1 of 2; node 99: there is no node 99"):
         Directory.discover(grid, timeout=0.3)
+
+
+def test_a_node_that_was_not_reached_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = shares(["a"], ["b"])
+    nodes, pull = grid.get_node_ids(), grid.pull_messages
+    failed: list[int] = []
+
+    def failing(ids: Iterable[str]) -> list[Message]:
+        replies = [*pull(ids)]
+        for place, reply in enumerate(replies):
+            if reply.metadata.src_node_id == nodes[1] and not failed:
+                failed.append(nodes[1])
+                error = Error(ErrorCode.NODE_UNAVAILABLE, "unreachable")
+                replies[place] = Message(metadata=reply.metadata, error=error)  # type: ignore[call-overload]
+        return replies
+
+    monkeypatch.setattr(grid, "pull_messages", failing)
+    assert Directory.discover(grid, timeout=5.0).node_of == {"a": nodes[0], "b": nodes[1]}
+    assert failed == [nodes[1]]
+
+
+def test_a_node_that_joins_and_never_answers_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("server.directory._ANNOUNCING", 0.2)
+    grid = announcing((["a"], 0, 1), (["a"], 0, 1))
+    nodes = grid.get_node_ids()
+    connect(grid, monkeypatch, nodes[:1], nodes)
+    lose(grid, nodes[1], monkeypatch)
+    directory = Directory.discover(grid)
+    started = time.monotonic()
+    directory.refresh()
+    assert 0.2 <= time.monotonic() - started < 5
+    directory.refresh()  # it has been waited for
+    assert time.monotonic() - started < 5
+    assert directory.node_of == {"a": nodes[0]}
