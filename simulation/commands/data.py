@@ -12,7 +12,13 @@ from simulation.options import settings_options
 @click.command()
 @click.argument("task")
 @settings_options(["data"])
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="data to look at",
+)
 @click.option(
     "--clients", default="all", show_default=True, metavar="N|all", help="how many to read"
 )
@@ -23,9 +29,16 @@ from simulation.options import settings_options
     help="clients to look at closely (default: six drawn with --seed)",
 )
 @click.option("--seed", default=0, show_default=True, help="of what is drawn")
-@click.option("--logdir", default="", metavar="DIR", help="[default: runs/explore-TASK]")
+@click.option(
+    "--logdir",
+    default="",
+    metavar="DIR",
+    help="where pictures and table go (empty: runs/explore-TASK)",
+)
 def explore(split: Literal["train", "test"], clients: str, **values: Any) -> None:
-    """Show how clients' data differ: a table, pictures (PNG) and a TensorBoard page.
+    """Show how clients' data differ, before a run.
+
+    Prints a table, and writes pictures (PNG), the table of all clients (CSV) and a TensorBoard page.
 
     \b
     For images: how many a client has, labels of six clients, 40 images of
@@ -44,7 +57,7 @@ def explore(split: Literal["train", "test"], clients: str, **values: Any) -> Non
 @click.command()
 @click.argument("name", metavar="shakespeare|emnist|emnist-digits|dickens")
 def download(name: str) -> None:
-    """Fetch TFF's own data, or its Dickens checkpoints, into the user's cache.
+    """Fetch TFF's own data or checkpoints into the user's cache.
 
     Then `--data tff` and `--init dickens` find them. A download that was cut
     off goes on where it stopped; what comes is checked against TFF's SHA-256

@@ -9,7 +9,12 @@ from settings.schema import Settings
 
 
 @click.command()
-@click.option("--init", default="", help="checkpoint (default: the embedded Dickens GRU)")
+@click.option(
+    "--init",
+    default="",
+    metavar="CHECKPOINT",
+    help="checkpoint (default: the embedded Dickens GRU)",
+)
 @click.option("--prompt", default=None, help="text to continue (default: the tutorial's)")
 @click.option("--length", default=200, show_default=True, help="characters to write")
 @click.option(
@@ -58,7 +63,9 @@ def generate(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 def convert(source: Path, target: Path) -> None:
-    """Convert the Keras checkpoint SOURCE to TARGET.safetensors, its architecture included.
+    """Convert a Keras checkpoint to .safetensors.
+
+    TARGET gets the weights and the architecture of SOURCE.
 
     \b
     Example: fedferry convert dickens_rnn.batch8.kerasmodel dickens.safetensors
@@ -83,7 +90,9 @@ def convert(source: Path, target: Path) -> None:
     help="Keras checkpoint of the same architecture; its copy gets the arrays",
 )
 def export(source: Path, target: Path, template: Path) -> None:
-    """Write the weights of SOURCE (.safetensors: --save, or a run's checkpoint) into a Keras file.
+    """Write weights back into a Keras file.
+
+    SOURCE is a .safetensors file: of `run --save`, of `convert`, or a checkpoint in a run's logdir.
 
     \b
     Example: fedferry export tuned.safetensors tuned.kerasmodel \\

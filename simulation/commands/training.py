@@ -25,7 +25,7 @@ _EVALUATE = (
 @click.argument("task")
 @settings_options([name for name in SETTINGS if name != "task"])
 def run(**values: Any) -> None:
-    """Train TASK by federated averaging, all clients inside this process.
+    """Train TASK by federated averaging, in this process.
 
     TASK is shakespeare, emnist_lr, emnist_cnn (options: shakespeare:pad=true) or module:attribute.
 
@@ -51,12 +51,15 @@ def run(**values: Any) -> None:
 )
 @settings_options(
     list(_EVALUATE),
+    init="checkpoint to evaluate (Keras or fedferry's .safetensors; `dickens`: downloaded). Without it: the "
+    "task's own checkpoint (shakespeare: Dickens), or a model drawn from --seed",
     cohort="clients that evaluate, drawn once",
     client_ids="evaluate on exactly these clients",
+    seed="seed of the initial model and of which clients are drawn",
     json="write the metrics here",
 )
 def evaluate(split: str, **values: Any) -> None:
-    """Evaluate a model of TASK on clients' data, federated or centralised.
+    """Evaluate a model of TASK on clients' data.
 
     \b
     Example: fedferry evaluate shakespeare --cohort 20 --init tuned.kerasmodel
@@ -79,9 +82,17 @@ def evaluate(split: str, **values: Any) -> None:
     show_default=True,
     help="held-out data, or the clients' metrics during training (every round has them)",
 )
-@click.option("--png", default="compare.png", show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--png",
+    default="compare.png",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="where the picture goes",
+)
 def compare(runs: tuple[Path, ...], metric: str, side: str, png: Path) -> None:
-    """Lay logged RUNS (their logdirs or JSON files) side by side, as a table and a picture.
+    """Lay logged RUNS side by side, as a table and a picture.
+
+    A run is its logdir, or the file that --json wrote.
 
     \b
     Example: fedferry compare runs/plain runs/compressed --png curves.png
