@@ -40,6 +40,16 @@ def test_a_round_draws_the_same_whenever_it_is_asked() -> None:
 def test_everybody() -> None:
     assert cohort(cohort="all").train(1) == list(TWENTY.node_of)
     assert cohort(cohort="1000").train(1) == list(TWENTY.node_of)
+    assert len(cohort(cohort="1").train(1)) == 1
+
+
+def test_more_are_asked_than_are_waited_for() -> None:
+    over = cohort(cohort="5", over_select=1.3)
+    assert (len(over.train(1)), over.enough, len(over.evaluate())) == (7, 5, 5)
+    everybody = cohort(cohort="15", over_select=2.0)
+    assert (len(everybody.train(1)), everybody.enough) == (20, 15)
+    named = cohort(client_ids="c03,c01", cohort="5", over_select=2.0)
+    assert (len(named.train(1)), named.enough) == (2, 2)
 
 
 def test_named_clients_train_in_every_round() -> None:
@@ -53,6 +63,8 @@ def test_the_evaluation_cohort_is_drawn_once() -> None:
     one = cohort(cohort="5", eval_cohort="7")
     assert len(one.evaluate()) == 7
     assert one.evaluate() == one.evaluate()
+    # No round's: a curve on the first round's clients would flatter.
+    assert cohort(cohort="7").evaluate() not in [cohort(cohort="7").train(n) for n in range(1, 9)]
     assert len(one.train(1)) == 5
     assert len(cohort(cohort="5").evaluate()) == 5
     assert cohort(cohort="5", eval_cohort="all").evaluate() == list(TWENTY.node_of)
@@ -68,8 +80,10 @@ def test_the_evaluation_cohort_is_drawn_once() -> None:
         ({"eval_cohort": "1.5"}, "--eval-cohort must be a number of clients or all, not '1.5'"),
         ({"client_ids": "c01,c99"}, "unknown client id 'c99'"),
         ({"client_ids": "c01,c02,c01"}, "c01.*twice"),
+        ({"cohort": "4", "min_replies": 5}, "--min-replies 5 is over the 4 clients"),
+        ({"client_ids": "c01,c02", "min_replies": 3}, "--min-replies 3 is over the 2 clients"),
     ],
 )
-def test_mistakes(values: dict[str, str], said: str) -> None:
+def test_mistakes(values: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         cohort(**values)

@@ -50,6 +50,14 @@ def test_errors_are_passed_on_but_are_not_answers() -> None:
     assert error_reason(replies[0]).startswith("memory left (test_exchange.py, line ")
 
 
+def test_an_error_without_a_reason_has_its_number() -> None:
+    grid = grid_of(lambda number: None, 1)
+    [message] = questions(grid)
+    grid.push_messages([message])
+    assert error_reason(Message(Error(3), reply_to=message)) == "error 3 without a reason"
+    assert error_reason(Message(Error(3, "a\n b \n"), reply_to=message)) == "b"
+
+
 def test_a_deadline_ends_the_waiting() -> None:
     grid = grid_of(lambda number: time.sleep(0.2), 5)
     assert 1 <= len(list(exchange(grid, questions(grid), 0.3))) < 5
@@ -119,6 +127,13 @@ def test_nodes_of_a_simulation_are_not_asked(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("server.exchange._QUESTION", 0.05)
     called: list[int] = []
     grid = grid_of(called.append, 1)
+    push, pushed = grid.push_messages, []
+
+    def watched(messages: Iterable[Message]) -> Iterable[str]:
+        pushed.extend(sent := list(messages))
+        return push(sent)
+
+    monkeypatch.setattr(grid, "push_messages", watched)
     pull = grid.pull_messages
     begun = time.monotonic()
     monkeypatch.setattr(
@@ -126,6 +141,7 @@ def test_nodes_of_a_simulation_are_not_asked(monkeypatch: pytest.MonkeyPatch) ->
     )
     assert len(list(exchange(grid, questions(grid), 60.0))) == 1
     assert called == [0]
+    assert len(pushed) == 1
 
 
 def test_a_look_that_fails_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

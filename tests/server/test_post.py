@@ -40,6 +40,8 @@ class Runtime:
         self.requests: list[int] = []
         self.fetched: list[str] = []
         self.pushed: list[Message] = []
+        self.expired: set[str] = set()
+        """Kinds of messages whose time is over before they are answered."""
         self._garbled = garbled
         self._loses = dict(loses)
         self._slow, self._questions = slow
@@ -81,7 +83,8 @@ class Runtime:
         return message_id not in self._lost and not busy
 
     def _reply(self, message: Message) -> Message:
-        if message.metadata.message_id in self._replied:
+        gone = message.metadata.message_type in self.expired
+        if gone or message.metadata.message_id in self._replied:
             reply = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "gone"), reply_to=message)
         else:
             arrays = pack({"w": np.zeros(1000, np.uint8)})
@@ -212,3 +215,16 @@ def test_a_question_does_not_live_longer_than_until_the_next(
     asked = [message.metadata for message in runtime.pushed[1:]]
     for one, following in pairwise(asked):
         assert one.created_at + one.ttl < following.created_at + 0.1
+
+
+def test_a_question_that_was_not_answered_says_nothing_of_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A SuperLink answers itself with an error when a question's time is over."""
+    monkeypatch.setattr("server.exchange._QUESTION", 0.1)
+    runtime = Runtime(loses={3: 1})
+    runtime.expired.add("query")
+    assert list(exchange(OverHttp(runtime), work([3]), 0.6)) == []
+    kinds = [message.metadata.message_type for message in runtime.pushed]
+    assert kinds[:2] == ["train", "query"]
+    assert kinds.count("train") == 1
