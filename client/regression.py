@@ -16,7 +16,7 @@ from tasks.metrics import ACCURACY, classification_loss
 from tasks.task import Task
 from weights.layers import Dense, linear
 from weights.named import NamedArrays
-from weights.optimizers import SGD, make_optimizer
+from weights.optimizers import is_plain_sgd, make_optimizer
 
 
 class _Kernel(NamedTuple):
@@ -101,8 +101,7 @@ def regression(task: Task, layers: Stacked, client_optimizer: str) -> Regression
 def _plain_rate(client_optimizer: str) -> float | None:
     """The learning rate of SGD without momentum; None for other optimizers."""
     optimizer = make_optimizer(client_optimizer, [torch.zeros(1)], "client optimizer")
-    plain = type(optimizer) is SGD and not optimizer.defaults["momentum"]
-    return float(optimizer.defaults["lr"]) if plain else None
+    return float(optimizer.defaults["lr"]) if is_plain_sgd(optimizer) else None
 
 
 def _fits(client: Client, features: int, classes: int) -> bool:

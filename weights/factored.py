@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
-from weights.optimizers import SGD
+from weights.optimizers import is_plain_sgd
 
 _LEAST_WEIGHTS, _MOST_ROWS = 2**19, 64
 """From so many weights on, and up to so many rows, the passes over the weights count more than the products."""
@@ -67,7 +67,7 @@ _factors: ContextVar[_Factors | None] = ContextVar("factors", default=None)
 @contextmanager
 def factored(optimizer: Optimizer) -> Iterator[None]:
     """Let dense layers under autocast leave their gradients to the optimizer's next step, if that is plain SGD."""
-    if type(optimizer) is not SGD or optimizer.defaults["momentum"]:
+    if not is_plain_sgd(optimizer):
         yield
         return
     factors = _Factors(optimizer)

@@ -196,6 +196,11 @@ class SGD(_TffOptimizer):
         weight.add_(gradient, alpha=-group["lr"])
 
 
+def is_plain_sgd(optimizer: Optimizer) -> bool:
+    """Whether a step is w <- w - lr g and nothing else; a subclass may do anything."""
+    return type(optimizer) is SGD and not optimizer.defaults["momentum"]
+
+
 def _leave_the_compiler_alone() -> None:
     """Keep `Optimizer`'s methods from importing torch._dynamo, half of a process's start, to be left alone by it.
 
