@@ -153,6 +153,25 @@ def test_what_a_peer_raises_is_raised_in_its_turn(messages: list[Message]) -> No
             assert made.result(message, peers, model, broken, work)[1]["loss"][0] == 6
 
 
+def test_what_the_work_raises_is_raised_in_its_turn(messages: list[Message]) -> None:
+    def failing(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        if float(next(iter(batches)).inputs[0, 0]) in (2, 4):
+            raise ZeroDivisionError("no target")
+        return {}, {"loss": [6.0, 0.0]}
+
+    def numbered(message: Message) -> Iterator[Batch]:
+        return iter([Batch(torch.full((2, 3), messages.index(message)), torch.zeros(2))])
+
+    made, model = crew(2), nn.Identity()
+    for index, message in enumerate(messages):
+        peers = messages[index + 1 :]
+        if index in (2, 4):
+            with pytest.raises(ZeroDivisionError, match="no target"):
+                made.result(message, peers, model, numbered, failing)
+        else:
+            assert made.result(message, peers, model, numbered, failing)[1]["loss"][0] == 6
+
+
 def test_what_nobody_waits_for_is_given_up(messages: list[Message]) -> None:
     steps: dict[str, int] = {}
 

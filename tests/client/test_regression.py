@@ -97,6 +97,8 @@ def test_the_kernel_trains_as_torch(features: int, classes: int, batch: int) -> 
         for name, values in other_sums.items():
             np.testing.assert_allclose(sums[name], values, rtol=1e-5)
     assert got[1] == ({}, {})
+    # A MetricRecord takes no lists of mixed kinds.
+    assert {type(value) for sums in got[0][1].values() for value in sums} == {float}
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
@@ -202,11 +204,16 @@ def test_examples_that_the_kernel_does_not_read_are_torchs(monkeypatch: pytest.M
         Prepared(examples.inputs, examples.targets + 1),  # a class that is none
         Prepared(examples.inputs, examples.targets - 1),
         Prepared(examples.inputs[:, :12], examples.targets),
+        Prepared(examples.inputs[:, :12].contiguous(), examples.targets),
         Prepared(torch.cat([examples.inputs] * 2, 1)[:, ::2], examples.targets),
     ]
     for other in others:
         assert by_kernel(model, [client, replace(client, prepared=other)]) is None
     assert by_kernel(linear().double(), [client]) is None
+    with monkeypatch.context() as without:
+        without.setattr(llvm, "registers", lambda: None)
+        _kernel.cache_clear()
+        assert by_kernel(model, [client]) is None
     monkeypatch.setitem(sys.modules, "weights.llvm", None)
     monkeypatch.delitem(sys.modules, "weights.regression_kernel", raising=False)
     _kernel.cache_clear()
@@ -233,6 +240,12 @@ def dense(**config: Any) -> nn.Module:
     return model
 
 
+def frozen(name: str) -> nn.Module:
+    model = linear()
+    model.get_parameter(f"1.{name}").requires_grad_(False)
+    return model
+
+
 def _hinge(outputs: Tensor, batch: Any) -> Tensor:
     return F.multi_margin_loss(outputs.flatten(0, -2), batch.targets.flatten(), reduction="none")
 
@@ -249,7 +262,16 @@ def _hinge(outputs: Tensor, batch: Any) -> Tensor:
         (linear, "sgd:lr=0.1", replace(TASK, metrics={"hinge": MeanMetric(_hinge)}), False),
         (lambda: dense(activation="relu"), "sgd:lr=0.1", TASK, False),
         (lambda: dense(use_bias=False), "sgd:lr=0.1", TASK, False),
+        (linear, "sgd:lr=0.1", replace(TASK, metrics={}), True),
+        (
+            linear,
+            "sgd:lr=0.1",
+            replace(TASK, metrics={"hit": ACCURACY, "hinge": MeanMetric(_hinge)}),
+            False,
+        ),
         (lambda: dense(trainable=False), "sgd:lr=0.1", TASK, False),
+        (lambda: frozen("weight"), "sgd:lr=0.1", TASK, False),
+        (lambda: frozen("bias"), "sgd:lr=0.1", TASK, False),
         (lambda: nn.Sequential(nn.ReLU(), linear()), "sgd:lr=0.1", TASK, False),
         (lambda: nn.Sequential(linear(), nn.Tanh()), "sgd:lr=0.1", TASK, False),
     ],
