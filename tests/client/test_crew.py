@@ -62,8 +62,16 @@ def test_a_model_that_draws_is_worked_on_one_client_at_a_time(messages: list[Mes
     model = nn.Dropout(0.5)
     alone = [work(model, read(message))[1]["loss"][0] for message in messages]
     assert len(set(alone)) > 1
+    calls: list[object] = []
+
+    def counted(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        calls.append(model)
+        return work(model, batches)
+
     for workers in (1, 3):
-        done = results(workers, messages, model)
+        calls.clear()
+        done = results(workers, messages, model, counted)
+        assert len(calls) == len(messages) + 1  # once to see whether it draws
         assert [sums["loss"][0] for _, sums in done] == alone
         assert {sums["loss"][1] for _, sums in done} == {threading.get_ident()}
 
@@ -179,14 +187,40 @@ def test_what_nobody_waits_for_is_given_up(messages: list[Message]) -> None:
         for step in range(1000 if message in messages[2:5] else 1):
             steps[message.metadata.message_id] = step
             time.sleep(0.01)
-            yield next(read(message))
+            yield Batch(torch.ones(2, 3), torch.zeros(2))  # and draws no random number
 
     made, model = crew(2), nn.Identity()
     made.result(messages[0], [], model, long, work)
     made.result(messages[1], messages[2:5], model, long, work)
     made.result(messages[5], [], model, long, work)  # the next round: the three are late
     made._pool.shutdown()
+    assert set(steps) == {message.metadata.message_id for message in messages}
     assert max(steps.values()) < 999
+
+
+def test_no_more_are_begun_with_than_threads_will_soon_take(messages: list[Message]) -> None:
+    begun: list[Message] = []
+
+    def counted(message: Message) -> Iterator[Batch]:
+        begun.append(message)
+        return read(message)
+
+    made, model = crew(1), nn.Identity()
+    made.result(messages[0], messages[1:], model, counted, work)
+    made.result(messages[1], messages[2:], model, counted, work)
+    assert begun == messages[:3]
+
+
+def test_time_that_is_up_while_a_peer_is_read_is_the_messages_own(messages: list[Message]) -> None:
+    def slow(message: Message) -> Iterator[Batch]:
+        if message is messages[3]:
+            raise TimeoutError("not done")
+        return read(message)
+
+    made, model = crew(2), nn.Identity()
+    made.result(messages[0], messages[1:], model, slow, work)
+    with pytest.raises(TimeoutError, match="not done"):
+        made.result(messages[1], messages[2:], model, slow, work)
 
 
 @pytest.mark.skipif(
