@@ -36,7 +36,7 @@ def cli() -> None:
 
     \b
     fedferry run shakespeare               fine-tune the embedded Dickens GRU, offline
-    fedferry run emnist_cnn --rounds 20    a CNN on writers' digits
+    fedferry run emnist_lr --rounds 20     softmax regression on writers' digits
     fedferry run my_module:TASK            a task of your own
     """
 
