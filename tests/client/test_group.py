@@ -7,15 +7,23 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from client.data import Client
 from client.group import can_join, join
+from simulation.grid import InProcessGrid
 from tasks.catalogue import load_task
 from tasks.metrics import MeanMetric, Metric
 from tasks.stream import Batch, Prepared
 
 TASK = load_task("emnist_lr")
+
+
+@pytest.fixture(autouse=True)
+def run() -> None:
+    """Messages can be made only inside a run."""
+    InProcessGrid(ClientApp(), {})
 
 
 def linear() -> nn.Module:
