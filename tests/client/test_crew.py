@@ -76,6 +76,20 @@ def test_a_model_that_draws_is_worked_on_one_client_at_a_time(messages: list[Mes
         assert {sums["loss"][1] for _, sums in done} == {threading.get_ident()}
 
 
+def test_a_client_without_data_does_not_say_whether_a_model_draws(messages: list[Message]) -> None:
+    def sparse(message: Message) -> Iterator[Batch]:
+        return iter([]) if message is messages[0] else read(message)
+
+    def do(model: nn.Module, batches: Iterable[Batch]) -> Result:
+        given = list(batches)
+        return work(model, given) if given else ({}, {})
+
+    made, model = crew(3), nn.Dropout(0.5)
+    done = [made.result(m, messages[i + 1 :], model, sparse, do) for i, m in enumerate(messages)]
+    assert done[0] == ({}, {})
+    assert {sums["loss"][1] for _, sums in done[1:]} == {threading.get_ident()}
+
+
 def test_so_many_at_once(messages: list[Message]) -> None:
     running, most, lock = 0, 0, threading.Lock()
 
@@ -180,7 +194,8 @@ def test_what_the_work_raises_is_raised_in_its_turn(messages: list[Message]) -> 
             assert made.result(message, peers, model, numbered, failing)[1]["loss"][0] == 6
 
 
-def test_what_nobody_waits_for_is_given_up(messages: list[Message]) -> None:
+@pytest.mark.parametrize("same_crew", [True, False])
+def test_what_nobody_waits_for_is_given_up(same_crew: bool, messages: list[Message]) -> None:
     steps: dict[str, int] = {}
 
     def long(message: Message) -> Iterator[Batch]:
@@ -192,6 +207,8 @@ def test_what_nobody_waits_for_is_given_up(messages: list[Message]) -> None:
     made, model = crew(2), nn.Identity()
     made.result(messages[0], [], model, long, work)
     made.result(messages[1], messages[2:5], model, long, work)
+    if not same_crew:
+        made.arrange(Settings(workers=1))
     made.result(messages[5], [], model, long, work)  # the next round: the three are late
     made._pool.shutdown()
     assert set(steps) == {message.metadata.message_id for message in messages}
@@ -209,6 +226,8 @@ def test_no_more_are_begun_with_than_threads_will_soon_take(messages: list[Messa
     made.result(messages[0], messages[1:], model, counted, work)
     made.result(messages[1], messages[2:], model, counted, work)
     assert begun == messages[:3]
+    made.result(messages[3], messages[4:], model, counted, work)  # nobody waits for the third
+    assert begun == messages[:5]
 
 
 def test_time_that_is_up_while_a_peer_is_read_is_the_messages_own(messages: list[Message]) -> None:
