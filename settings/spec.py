@@ -161,6 +161,12 @@ def _unimportable(module_name: str, error: Exception) -> InputError:
     return InputError(f"cannot import {module_name}: {type(error).__name__}: {error}{where}")
 
 
+def _is_own(name: str, value: object, module_name: str) -> bool:
+    """Whether a module's public name is its own, and not one that it has imported."""
+    imported = callable(value) and getattr(value, "__module__", None) != module_name
+    return not (name.startswith("_") or inspect.ismodule(value) or imported)
+
+
 def _import(name: str, kind: str) -> Any:
     """The object that `module:attribute` names; the current folder is searched too."""
     module_name, _, attribute = name.partition(":")
@@ -179,6 +185,6 @@ def _import(name: str, kind: str) -> Any:
     except Exception as error:
         raise _unimportable(module_name, error) from error
     if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise unknown(f"attribute of {module_name}", attribute, public)
+        own = [key for key, value in vars(module).items() if _is_own(key, value, module_name)]
+        raise unknown(f"attribute of {module_name}", attribute, own)
     return getattr(module, attribute)

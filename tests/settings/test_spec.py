@@ -98,7 +98,10 @@ def test_mistakes(text: str, said: str) -> None:
 
 
 def test_import_of_object_and_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "THING = 5\ndef double(base: int, times: int = 2) -> int:\n    return base * times\n"
+    source = (
+        "import math\nfrom pathlib import Path\nTHING = 5\n"
+        "def double(base: int, times: int = 2) -> int:\n    return base * times\n"
+    )
     (tmp_path / "things_of_mine.py").write_text(source)
     (tmp_path / "broken_of_mine.py").write_text("import no_such_module_at_all\n")
     monkeypatch.chdir(tmp_path)
@@ -107,6 +110,8 @@ def test_import_of_object_and_factory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert construct("things_of_mine:double:times=3", {}, "thing", 7) == 21
     with pytest.raises(InputError, match="things_of_mine:THING takes no options"):
         construct("things_of_mine:THING:size=1", {}, "thing")
+    with pytest.raises(InputError, match=r"'THONG': choose from THING, double$"):
+        construct("things_of_mine:THONG", {}, "thing")
     # What a user's own module lacks is not blamed on the spec: its file and line are named.
     said = r"cannot import broken_of_mine: .*no_such_module_at_all.*\(broken_of_mine\.py, line 1\)"
     with pytest.raises(InputError, match=said):
