@@ -1,6 +1,8 @@
 """The command `flwr`: what it is told, on which SuperLink, and what it answers."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,11 @@ def flwr(
     Raises:
         InputError: It failed, or was refused, which it may say with the exit code 0.
     """
-    command = [str(BIN / "flwr"), *words, "--format", "json"]
+    # Beside the interpreter in a virtual environment, elsewhere in a Debian image.
+    found = shutil.which("flwr", path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        raise InputError("the command flwr is not installed: pip install flwr")
+    command = [found, *words, "--format", "json"]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     try:
         answer = json.loads(done.stdout)

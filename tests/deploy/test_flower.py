@@ -44,14 +44,33 @@ def test_mistakes(word: str, said: str) -> None:
         read_settings([word])
 
 
-def test_a_run_that_flower_does_not_take_is_a_mistake_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`flwr run` exits with 0 whatever happens."""
+@pytest.fixture
+def refusing(tmp_path: Path) -> Path:
+    """A folder with a `flwr` that says no. `flwr run` may exit with 0 when it does."""
     said = json.dumps({"success": False, "error-message": "some warnings\nno such connection"})
-    program = tmp_path / "flwr"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
+    program = tmp_path / "bin" / "flwr"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{said}\nEND\n")
     program.chmod(0o755)
-    monkeypatch.setattr(flower, "BIN", tmp_path)
+    return program.parent
+
+
+def test_a_run_that_flower_does_not_take_is_a_mistake_in_one_line(
+    refusing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower, "BIN", refusing)
     with pytest.raises(InputError, match=r"^flwr run: no such connection$"):
         Loopback(tmp_path / "out").submit({})
+
+
+def test_flwr_need_not_be_beside_the_interpreter(
+    refusing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian has Python in /usr/bin, and what pip installs in /usr/local/bin."""
+    monkeypatch.setattr(flower, "BIN", tmp_path)
+    monkeypatch.setenv("PATH", str(refusing))
+    with pytest.raises(InputError, match=r"^flwr ls: no such connection$"):
+        flower.flwr("ls")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="flwr is not installed"):
+        flower.flwr("ls")
