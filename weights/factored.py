@@ -95,6 +95,8 @@ def factored_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     factors = _factors.get()
     if factors is None or not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
         return None
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return None
     fits = inputs.ndim == 2 and len(inputs) <= _MOST_ROWS and weight.numel() >= _LEAST_WEIGHTS
     plain = weight.is_contiguous() and weight.dtype == torch.float32 and weight.requires_grad
     if not (fits and plain) or inputs.device.type != "cpu":

@@ -182,6 +182,8 @@ def test_where_torchs_operator_is_taken() -> None:
             assert factored_linear(inputs, layer.weight.detach(), None) is None
             with torch.no_grad():
                 assert factored_linear(inputs, *arguments) is None
+    with factored(optimizer), torch.autocast("cpu", torch.float16):
+        assert factored_linear(inputs, *arguments) is None
     with factored(optimizer):
         assert factored_linear(inputs, *arguments) is None
 
