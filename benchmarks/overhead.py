@@ -4,7 +4,8 @@
     python benchmarks/overhead.py --profile 4000000     where the time goes, function by function
 
 A client replies with the arrays that it was sent, as its update, so that everything but training happens:
-broadcast, delivery, checks, the weighted mean, the server's step, metrics, TensorBoard, JSON, checkpoint.
+broadcast, delivery, checks, the weighted mean, the server's step, metrics; then logs, and copies for the thread that
+writes them and the checkpoint.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from server.record import Recorder
 from server.rounds import Federation
+from server.saver import Saver
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.data import Examples
@@ -92,20 +94,19 @@ def measure(size: int, clients: int, rounds: int) -> dict[str, float]:
         settings = Settings(**{**vars(settings), "logdir": f"{folder}/run"})
         grid = InProcessGrid(idle_app(clients), settings.to_config())
         federation = Federation(settings, grid)
-        times: dict[str, list[float]] = {"round": [], "record": [], "checkpoint": []}
+        times: dict[str, list[float]] = {"round": [], "leaving": [], "writing": []}
         recorder = Recorder(federation.settings, Path(folder), [], {})
-        for _ in range(rounds):
-            started = time.perf_counter()
-            record = federation.next()
-            done = time.perf_counter()
-            recorder.add(record)
-            recorder.write()
-            recorded = time.perf_counter()
-            federation._checkpoint(Path(folder) / "checkpoints", {})
-            parts = (done - started, recorded - done, time.perf_counter() - recorded)
-            for part, seconds in zip(times, parts, strict=True):
-                times[part].append(1e3 * seconds)
-        recorder.close()
+        with Saver(Path(folder) / "checkpoints", recorder, federation.history) as saver:
+            for _ in range(rounds):
+                started = time.perf_counter()
+                record = federation.next()
+                done = time.perf_counter()
+                federation._leave(saver, record, {})
+                left = time.perf_counter()
+                saver.wait()  # in a run, the next round is under way meanwhile
+                parts = (done - started, left - done, time.perf_counter() - left)
+                for part, seconds in zip(times, parts, strict=True):
+                    times[part].append(1e3 * seconds)
     return {part: statistics.median(values[3:]) for part, values in times.items()}
 
 

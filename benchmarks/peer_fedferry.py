@@ -1,4 +1,4 @@
-"""fedferry as a peer: trains a round for each line that it reads, with all that it leaves on disk.
+"""fedferry as a peer: trains as many rounds as a line says, and leaves on disk all that a run does.
 
 Arguments: task (emnist_lr or emnist_cnn), HDF5 file, local epochs, clients, precision. Prints `ready`, then seconds.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import settings.threads  # noqa: F401  as our command does, before torch
 from server.record import Recorder
+from server.saver import Saver
 from settings.schema import Settings
 from simulation.federation import in_process
 from tasks.catalogue import load_task
@@ -34,8 +35,11 @@ with tempfile.TemporaryDirectory() as place:
         )
     )
     recorder = Recorder(federation.settings, folder, [], {})
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        federation._leave(folder, recorder, federation.next())
-        print(time.perf_counter() - started, flush=True)
+    with Saver(folder / "checkpoints", recorder, federation.history) as saver:
+        print("ready", flush=True)
+        for rounds in sys.stdin:
+            started = time.perf_counter()
+            for _ in range(int(rounds)):
+                federation._leave(saver, federation.next(), {})
+            saver.wait()
+            print(time.perf_counter() - started, flush=True)

@@ -1,4 +1,4 @@
-"""TensorFlow Federated as a peer: run by TFF_PYTHON, trains a round for each line that it reads.
+"""TensorFlow Federated as a peer: run by TFF_PYTHON, trains as many rounds as a line says.
 
 Arguments: task (emnist_lr or emnist_cnn), HDF5 file, local epochs, clients. Prints `ready`, then seconds.
 """
@@ -58,7 +58,8 @@ process = tff.learning.algorithms.build_weighted_fed_avg(
 )
 state = process.initialize()
 print("ready", flush=True)
-for _ in sys.stdin:
+for rounds in sys.stdin:
     started = time.perf_counter()
-    state = process.next(state, DATA).state
+    for _ in range(int(rounds)):
+        state = process.next(state, DATA).state
     print(time.perf_counter() - started, flush=True)

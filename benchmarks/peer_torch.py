@@ -1,4 +1,4 @@
-"""Federated averaging as one would write it by hand in PyTorch: trains a round for each line that it reads.
+"""Federated averaging as one would write it by hand in PyTorch: trains as many rounds as a line says.
 
 Arguments: task (emnist_lr or emnist_cnn), HDF5 file, local epochs, clients. Prints `ready`, then seconds.
 """
@@ -47,9 +47,10 @@ clients = read()
 model = network()
 state = {name: value.clone() for name, value in model.state_dict().items()}
 examples = sum(len(labels) for _, labels in clients)
-print("ready", flush=True)
-for _ in sys.stdin:
-    started = time.perf_counter()
+
+
+def train() -> None:
+    """A round."""
     totals = {name: torch.zeros_like(value) for name, value in state.items()}
     for images, labels in clients:
         model.load_state_dict(state)
@@ -64,4 +65,11 @@ for _ in sys.stdin:
             totals[name].add_(value, alpha=len(labels))
     for name, total in totals.items():
         state[name] = total / examples
+
+
+print("ready", flush=True)
+for rounds in sys.stdin:
+    started = time.perf_counter()
+    for _ in range(int(rounds)):
+        train()
     print(time.perf_counter() - started, flush=True)

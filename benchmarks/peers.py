@@ -4,9 +4,9 @@
 
 Ten writers, batch 20, client SGD 0.02: `emnist_lr` for 5 local epochs, `emnist_cnn` for 1, in float32 and in
 bfloat16. fedferry's round is whole: sampling, messages, training, checks, the mean, metrics, TensorBoard, JSON and
-the checkpoint on disk. All are processes of their own, with PyTorch's and TFF's own settings of threads. In each turn
-every peer trains a round that does not count, because the first one after a pause is slower, and then three that do, as
-rounds follow each other in a run. A ratio is the median over turns of neighbours' quotients.
+the checkpoint, till the last one is on disk. All are processes of their own, with PyTorch's and TFF's own settings of
+threads. In each turn every peer trains a round that does not count, because the first one after a pause is slower, and
+then some that do, as rounds follow each other in a run. A ratio is the median over turns of neighbours' quotients.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 
 CLIENTS = 10
 EPOCHS = {"emnist_lr": 5, "emnist_cnn": 1}
-TIMED = 3
-Peer = Callable[[], float]
+TIMED = {"emnist_lr": 10, "emnist_cnn": 3}
+Peer = Callable[[int], float]
 
 
 @contextmanager
@@ -45,10 +45,10 @@ def running(script: str, python: str, task: str, data: str, *more: str) -> Itera
         assert process.stdout is not None
         stdin, stdout = process.stdin, process.stdout
 
-        def train() -> float:
-            stdin.write("\n")
+        def train(rounds: int) -> float:
+            stdin.write(f"{rounds}\n")
             stdin.flush()
-            return float(stdout.readline())
+            return float(stdout.readline()) / rounds
 
         try:
             if stdout.readline().strip() != "ready":
@@ -80,12 +80,12 @@ def measure(task: str, data: str, turns: int) -> dict[str, object]:
             for peer, (script, interpreter, *more) in scripts.items()
         }
         for train in peers.values():
-            train()
+            train(1)
         seconds: dict[str, list[float]] = {peer: [] for peer in peers}
         for _ in range(turns):
             for peer, train in peers.items():
-                train()
-                seconds[peer].append(statistics.mean(train() for _ in range(TIMED)))
+                train(1)
+                seconds[peer].append(train(TIMED[task]))
     ratios = {}
     for ours in (peer for peer in peers if peer.startswith("fedferry")):
         for theirs in (peer for peer in peers if not peer.startswith("fedferry")):

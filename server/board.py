@@ -9,8 +9,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from errno import ENOSPC
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams, text
 
-from settings.errors import InputError
+from weights.files import Growing
 
 _NUMBERS = itertools.count()
 
@@ -35,9 +33,7 @@ class Board:
     def __init__(self, logdir: Path, first_step: int) -> None:
         # TensorBoard reads files in the order of their names.
         place = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
-        self._path = logdir / f"events.out.tfevents.{place}"
-        self._pending = BytesIO()
-        self._written = 0
+        self._file = Growing(logdir / f"events.out.tfevents.{place}")
         self._add(Event(file_version="brain.Event:2"), first_step)
         self._add(Event(session_log=SessionLog(status=SessionLog.START)), first_step)
 
@@ -58,25 +54,9 @@ class Board:
         self.scalars(metrics, 0)
 
     def flush(self) -> None:
-        """Append what has been logged to the file, all of it or nothing.
-
-        Raises:
-            InputError: The disk does not take it; the next flush tries again.
-        """
-        data = self._pending.getvalue()
-        try:
-            with self._path.open("ab", buffering=0) as file:
-                try:
-                    if file.write(data) < len(data):
-                        raise OSError(ENOSPC, "no space left")
-                except OSError:
-                    file.truncate(self._written)
-                    raise
-        except OSError as error:
-            raise InputError(f"{self._path}: cannot be written: {error}") from error
-        self._written += len(data)
-        self._pending = BytesIO()
+        """Append what has been logged to the file; InputError as `Growing.flush`."""
+        self._file.flush()
 
     def _add(self, event: Event, step: int) -> None:
         event.wall_time, event.step = time.time(), step
-        RecordWriter(self._pending).write(event.SerializeToString())
+        RecordWriter(self._file).write(event.SerializeToString())

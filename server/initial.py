@@ -9,7 +9,7 @@ from settings.errors import InputError
 from tasks.published import cached
 from tasks.stream import Batch
 from tasks.task import Task
-from weights.checkpoint import json_text, model_arrays, read_checkpoint, write_checkpoint
+from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
 from weights.keras import KerasModel, load_model, save_model
 from weights.named import arrays_of, load_arrays
 from weights.recurrent import reset_states
@@ -67,7 +67,7 @@ def save_final(model: nn.Module, path: Path, template: Path | None) -> None:
     """Write a model: safetensors by suffix, otherwise a copy of the Keras file `template`."""
     check_target(path, template)
     if path.suffix == SAFETENSORS or template is None:
-        header = json_text({"architecture": architecture_of(model)})
+        header = {"architecture": architecture_of(model)}
         write_checkpoint(path, arrays_of(model), header)
     else:
         save_model(model, template, path)

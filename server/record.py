@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -13,12 +14,14 @@ from server.board import Board
 from server.meter import Traffic
 from server.strategy import Tally
 from settings.schema import Settings
-from weights.checkpoint import json_text
 from weights.files import replacing
 
 Metrics = dict[str, float]
 METRICS = "metrics.json"
 """The JSON file in every logdir; `--json` gets the same."""
+
+_PAUSE = 1.0
+"""Seconds between two writings of it: it holds all rounds, of which there may be a hundred in a second."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,19 @@ class RoundRecord:
     time: Metrics = field(default_factory=dict)
     unsaved: str = ""
 
-    @cached_property
+    @property
     def exact(self) -> str:
-        """The record in a line for `json.loads`, made once: files hold all rounds, and are written in every one."""
-        return json.dumps({item.name: getattr(self, item.name) for item in fields(self)})
+        """The record in a line for `json.loads`."""
+        return json.dumps(self._content)
 
     @cached_property
     def text(self) -> str:
-        """The same as JSON for others, which has no NaN."""
-        return json.dumps(without_nan(json.loads(self.exact)), allow_nan=False)
+        """The same as JSON for others, which has no NaN; made once, for a file that holds all rounds."""
+        return json.dumps(without_nan(self._content), allow_nan=False)
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def comm_record(tally: Tally, traffic: Traffic, history: Sequence[RoundRecord]) -> dict[str, Any]:
@@ -98,6 +105,7 @@ class Recorder:
         self._config = settings.to_config()
         self._logdir = logdir
         self._history = history
+        self._due = 0.0
         self.before = before
         # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
         self._board = Board(logdir, history[-1].round + 1 if history else 0)
@@ -122,18 +130,29 @@ class Recorder:
             self._board.text("sample", indent(sample, "    "), record.round)
 
     def write(self) -> None:
-        """Write what has been logged, before the round's checkpoint: a round is never in that alone.
+        """Write what has been logged, and the JSON file if that was not done just before.
 
         Raises:
             InputError: The disk does not take it.
         """
         self._board.flush()
+        if time.monotonic() >= self._due:
+            self.write_json()
+
+    def write_json(self) -> None:
+        """Write the JSON file; InputError as `write`."""
         text = self._json()
         for path in (self._logdir / METRICS, Path(self._settings.json)):
             if path.name:
                 # A resumed run writes it anew: nothing is lost with the machine.
                 with replacing(path, durable=False) as file:
                     file.write_text(text)
+        self._due = time.monotonic() + _PAUSE
+
+    @property
+    def last(self) -> RoundRecord:
+        """The round that was logged last."""
+        return self._history[-1]
 
     def unsaved(self, record: RoundRecord) -> None:
         """Count that the last round, as this record says, could not be written or has no checkpoint."""
@@ -145,12 +164,14 @@ class Recorder:
         last = self._history[-1] if self._history else None
         final = {f"final/{k}": v for k, v in (last.eval or last.train).items()} if last else {}
         self._board.hyperparameters(self._config, final)
-        self.write()
+        self._board.flush()
+        self.write_json()
 
     def _json(self) -> str:
         """Settings and initial evaluation in the first line, then a line for each round."""
         content = {"settings": self._config, "before": without_nan(self.before)}
-        return json_text(content, rounds=[record.text for record in self._history]) + "\n"
+        rounds = ",\n".join(record.text for record in self._history)
+        return f'{json.dumps(content)[:-1]}, "rounds": [\n{rounds}\n]}}\n'
 
 
 def _tagged(groups: Mapping[str, Metrics]) -> Metrics:

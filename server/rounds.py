@@ -26,14 +26,15 @@ from server.initial import architecture_of, check_target, checkpoint_of, initial
 from server.meter import Traffic
 from server.record import Metrics, Recorder, RoundRecord, comm_record
 from server.report import report
+from server.saver import Saver
 from server.state import (
+    Checkpoint,
     KeepsStates,
     exclusive,
     forget,
     has_checkpoint,
     load_state,
     run_of,
-    save_state,
     training_state,
 )
 from server.strategy import WeightedFedAvg
@@ -94,29 +95,24 @@ class Federation:
             self._run(logdir)
 
     def _run(self, logdir: Path) -> None:
-        self.history, before = self._start(logdir / "checkpoints")
+        folder = logdir / "checkpoints"
+        self.history, before, kept = self._start(folder)
         console = Console(self.settings, self.cohort.enough, self.history)
         console.announce(self.task, self._sample(), before)
         recorder = Recorder(self.settings, logdir, [*self.history], before)
         recorder.write()  # a place that cannot be written is said before any work is done
-        with console:
+        with console, Saver(folder, recorder, self.history, kept) as saver:
             while len(self.history) < self.settings.rounds:
                 record = self.next(console.watch)
-                self._leave(logdir, recorder, record)
+                self._leave(saver, record, before)
                 console.round_done(record)
         self._finish(recorder)
         console.conclude(self.history, before, self._sample())
 
-    def _leave(self, logdir: Path, recorder: Recorder, record: RoundRecord) -> None:
-        """Write a round's logs and checkpoint; a full disk costs the checkpoint, and not the run."""
-        recorder.add(record, self._sample() if record.eval else "")
-        try:
-            recorder.write()
-            self._checkpoint(logdir / "checkpoints", recorder.before)
-        except InputError as error:
-            log(WARNING, "round %d has no checkpoint, the run goes on: %s", record.round, error)
-            self.history[-1] = replace(record, unsaved=str(error))
-            recorder.unsaved(self.history[-1])
+    def _leave(self, saver: Saver, record: RoundRecord, before: Metrics) -> None:
+        """Let a round's logs and checkpoint be written."""
+        sample = self._sample() if record.eval else ""
+        saver.leave(record, sample, lambda: self._checkpoint(before))
 
     def _finish(self, recorder: Recorder) -> None:
         """Write the final model and the closing logs.
@@ -131,8 +127,8 @@ class Federation:
             raise InputError(f"the last round has no checkpoint: {self.history[-1].unsaved}")
         recorder.close()
 
-    def _start(self, folder: Path) -> tuple[list[RoundRecord], Metrics]:
-        """Rounds done so far and the initial model's evaluation: empty and fresh, or a checkpoint's."""
+    def _start(self, folder: Path) -> tuple[list[RoundRecord], Metrics, int]:
+        """Rounds done, the initial model's evaluation, bytes of the history: none and fresh, or a checkpoint's."""
         clear_temporaries(folder.parent)
         # The same run on Flower: it was killed, and has been started again.
         ours = run_of(folder) == self.grid.run.run_id
@@ -142,7 +138,8 @@ class Federation:
             self.strategy.load(weights)
             self.aggregator.load_state(header["aggregator"])
             log(INFO, "the run goes on after round %d", header["round"])
-            return [RoundRecord(**item) for item in header["rounds"]], header["before"]
+            rounds = [RoundRecord(**item) for item in header["rounds"]]
+            return rounds, header["before"], header["history"]["bytes"]
         if has_checkpoint(folder):
             raise InputError(
                 f"{folder.parent} already holds a run: give --resume to go on with it, "
@@ -151,7 +148,7 @@ class Federation:
         if self.settings.resume:
             log(WARNING, "%s holds no checkpoint yet: the run starts from its beginning", folder)
         forget(folder)
-        return [], self.evaluate() if self.settings.eval_every else {}
+        return [], self.evaluate() if self.settings.eval_every else {}, 0
 
     @property
     def _nodes(self) -> KeepsStates | None:
@@ -233,7 +230,7 @@ class Federation:
         single |= {f"aggregator/{name}": value for name, value in self.aggregator.state().items()}
         return arrays | {name: np.asarray(value) for name, value in single.items()}
 
-    def _checkpoint(self, folder: Path, before: Metrics) -> None:
+    def _checkpoint(self, before: Metrics) -> Checkpoint:
         header: dict[str, Any] = {
             "settings": self.settings.to_config(),
             "run": self.grid.run.run_id,
@@ -242,8 +239,7 @@ class Federation:
             "before": before,
         }
         weights, optimizer = self.strategy.weights, self.strategy.optimizer
-        rounds = [record.exact for record in self.history]
-        save_state(folder, len(rounds), weights, optimizer, header, rounds, self._nodes)
+        return Checkpoint(len(self.history), weights, optimizer, header, self._nodes)
 
 
 def resolve(settings: Settings, task: Task) -> Settings:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from logging import WARNING
 from pathlib import Path
@@ -13,11 +13,11 @@ import torch
 from flwr.supercore import log
 from torch.optim import Optimizer
 
+from server.history import Mark, read_history
 from settings.errors import InputError
 from settings.schema import Settings
 from weights.checkpoint import (
     WEIGHTS,
-    json_text,
     model_arrays,
     read_checkpoint,
     round_of,
@@ -30,6 +30,9 @@ from weights.named import NamedArrays
 _KEPT = 3
 _STATES = "states"
 """Folder of the nodes' states, inside the checkpoints' folder."""
+SaveStates = Callable[[Path, int, int], None]
+"""Writes nodes' states: into which folder, as those after which round; drops what no round from the third on needs."""
+
 _FREE = {"rounds", "logdir", "save", "json", "resume", "min-available-nodes", "workers"} | {
     f"eval{suffix}" for suffix in ("uation", "-every", "-cohort", "-batches")
 }
@@ -40,8 +43,8 @@ _FREE = {"rounds", "logdir", "save", "json", "resume", "min-available-nodes", "w
 class KeepsStates(Protocol):
     """A grid whose nodes' states live and die with this process: they belong to the checkpoint."""
 
-    def save_states(self, folder: Path, server_round: int, oldest: int) -> None:
-        """Write what nodes remember after a round; drop what no round from `oldest` on needs."""
+    def states_saver(self) -> SaveStates:
+        """What writes all that nodes remember now, whatever they do meanwhile."""
 
     def load_states(self, folder: Path, server_round: int) -> None:
         """Let nodes remember what they did after that round, and forget what came later."""
@@ -74,39 +77,52 @@ def exclusive(logdir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def save_state(
-    folder: Path,
-    server_round: int,
-    weights: NamedArrays,
-    optimizer: Optimizer,
-    header: Mapping[str, Any],
-    rounds: Iterable[str],
-    nodes: KeepsStates | None = None,
-) -> Path:
-    """Write the checkpoint of a finished round and drop all but the last few.
+class Checkpoint:
+    """A run as it is after a round: copies, so that it can go on while they are written.
 
     The random state needs no entry: cohorts, shuffles and dropout are drawn from (seed, round, client).
 
     Args:
-        folder: Of all checkpoints.
         server_round: The round that is finished.
         weights: The global model.
         optimizer: The server optimizer.
         header: What is kept with it as JSON: the settings under "settings", Flower's id of the run under "run".
-        rounds: The history, each round in JSON; under "rounds".
         nodes: Whose nodes' states belong to the checkpoint.
     """
-    # Before the checkpoint itself: states of a round that has none are never read.
-    if nodes is not None:
-        oldest = min(map(round_of, round_paths(folder)), default=server_round)
-        nodes.save_states(folder / _STATES, server_round, oldest)
-    arrays, scalars = training_state(weights, optimizer)
-    path = round_path(folder, server_round)
-    whole = {**header, "round": server_round, "optimizer": scalars}
-    write_checkpoint(path, arrays, json_text(whole, rounds=rounds))
-    for old in round_paths(folder)[:-_KEPT]:
-        old.unlink()
-    return path
+
+    def __init__(
+        self,
+        server_round: int,
+        weights: NamedArrays,
+        optimizer: Optimizer,
+        header: Mapping[str, Any],
+        nodes: KeepsStates | None = None,
+    ) -> None:
+        arrays, scalars = training_state(weights, optimizer)
+        self._arrays = {name: array.copy() for name, array in arrays.items()}
+        self._header = {**header, "round": server_round, "optimizer": scalars}
+        self._round = server_round
+        self._save_states = nodes.states_saver() if nodes is not None else None
+
+    def write(self, folder: Path, mark: Mark) -> Path:
+        """Write it, and drop all checkpoints but the last few.
+
+        Args:
+            folder: Of all checkpoints.
+            mark: Of the history, which is on disk already.
+
+        Raises:
+            InputError: The disk does not take it.
+        """
+        # Before the checkpoint itself: states of a round that has none are never read.
+        if self._save_states is not None:
+            oldest = min(map(round_of, round_paths(folder)), default=self._round)
+            self._save_states(folder / _STATES, self._round, oldest)
+        path = round_path(folder, self._round)
+        write_checkpoint(path, self._arrays, {**self._header, "history": mark})
+        for old in round_paths(folder)[:-_KEPT]:
+            old.unlink()
+        return path
 
 
 def load_state(
@@ -114,7 +130,8 @@ def load_state(
 ) -> tuple[NamedArrays, dict[str, Any]]:
     """Read the last good checkpoint, restore the optimizer and the nodes, return weights and header.
 
-    A checkpoint that is damaged, or whose nodes' states are, is skipped with a warning for the one before.
+    The header has the history under "rounds". A checkpoint that is damaged, or whose history or nodes' states are,
+    is skipped with a warning for the one before.
 
     Raises:
         InputError: No good checkpoint, or one of a run with other settings.
@@ -122,6 +139,7 @@ def load_state(
     for path, arrays, header in _readable(folder):
         _check_settings(header["settings"], settings.to_config(), path)
         try:
+            header["rounds"] = read_history(folder, header["history"])
             if nodes is not None:
                 nodes.load_states(folder / _STATES, header["round"])
         except InputError as error:

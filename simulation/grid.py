@@ -29,6 +29,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from server.state import SaveStates
 from settings.errors import InputError, place_of
 from simulation.node_state import NodeStates
 
@@ -140,12 +141,17 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def save_states(self, folder: Path, server_round: int, oldest: int) -> None:
-        """Write what nodes remember after a round (`server.state.KeepsStates`)."""
-        if self._states is None:
-            self._states = NodeStates(folder)
+    def states_saver(self) -> SaveStates:
+        """What writes all that nodes remember now (`server.state.KeepsStates`)."""
+        # A message leaves a state of its own behind: these do not change any more.
         states = {node_id: context.state for node_id, context in self._contexts.items()}
-        self._states.save(server_round, oldest, states)
+
+        def save(folder: Path, server_round: int, oldest: int) -> None:
+            if self._states is None:
+                self._states = NodeStates(folder)
+            self._states.save(server_round, oldest, states)
+
+        return save
 
     def load_states(self, folder: Path, server_round: int) -> None:
         """Let nodes remember what they did after that round."""

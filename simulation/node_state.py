@@ -40,7 +40,7 @@ class NodeStates:
                     continue
                 place = self._folder / str(node_id) / quote(name, safe="")
                 arrays = unpack(record, like=claimed(record))
-                write_checkpoint(round_path(place, server_round), arrays, "{}")
+                write_checkpoint(round_path(place, server_round), arrays, {})
                 self._written[node_id, name] = data
                 _prune(place, oldest)
 

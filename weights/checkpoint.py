@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,8 @@ WEIGHTS = "weights/"
 """Precedes the names of the model's arrays in a run's checkpoint, which has other arrays too."""
 
 
-def json_text(content: Mapping[str, Any], **lists: Iterable[str]) -> str:
-    """An object as JSON, with lists in it whose items are JSON already: an item a line.
-
-    What grows from round to round is not made anew in every one.
-    """
-    parts = [json.dumps(content)[1:-1]]
-    for name, items in lists.items():
-        listed = ",\n".join(items)
-        parts.append(f"{json.dumps(name)}: [\n{listed}\n]")
-    return "{" + ", ".join(filter(None, parts)) + "}"
-
-
-def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: str) -> None:
-    """Write arrays and a header, an object in JSON: `path` holds either the old file or the whole new one.
+def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
+    """Write arrays and a header, which becomes JSON: `path` holds either the old file or the whole new one.
 
     Equal content makes equal files, byte for byte.
     """
@@ -42,7 +30,8 @@ def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: str) -> No
     contiguous = {
         name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()
     }
-    metadata = {_HEADER: f"{_checksum(contiguous, header)} {header}"}
+    said = json.dumps(header)
+    metadata = {_HEADER: f"{_checksum(contiguous, said)} {said}"}
     with replacing(path) as file:
         try:
             save_file(contiguous, file, metadata=metadata)

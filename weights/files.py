@@ -1,10 +1,11 @@
-"""Files that are replaced in one step: a reader finds the old content or the new, and never half of it."""
+"""Files that are replaced or lengthened in one step: a reader finds the old content or the new, never half of it."""
 
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOSPC
 from pathlib import Path
 
 from settings.errors import InputError
@@ -55,6 +56,52 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+class Growing:
+    """A file that is only lengthened: what cannot be written is kept, and written later.
+
+    Args:
+        path: The first flush makes it.
+        size: Bytes that it keeps of what it holds.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self._path = path
+        self._written = size
+        self._pending: list[bytes] = []
+        if path.exists():
+            os.truncate(path, size)
+
+    def write(self, data: bytes) -> None:
+        """Add to what the next flush appends."""
+        self._pending.append(data)
+
+    def flush(self, *, durable: bool = False) -> None:
+        """Append what has been written since the last one, all of it or nothing.
+
+        Args:
+            durable: Wait until the disk has it.
+
+        Raises:
+            InputError: The disk does not take it; the next flush tries again.
+        """
+        data = b"".join(self._pending)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab", buffering=0) as file:
+                try:
+                    if file.write(data) < len(data):
+                        raise OSError(ENOSPC, "no space left")
+                    if durable:
+                        os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(self._written)
+                    raise
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written: {error}") from error
+        self._written += len(data)
+        self._pending.clear()
 
 
 def _sync(path: Path) -> None:

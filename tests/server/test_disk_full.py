@@ -1,5 +1,6 @@
 """A disk that fills up while a run writes: a warning, an intact earlier checkpoint, nothing half-written."""
 
+import itertools
 import json
 import logging
 import resource
@@ -14,9 +15,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from server.record import Recorder, RoundRecord
-from server.rounds import Federation
-from server.state import run_of
+from server.saver import Saver
+from server.state import Checkpoint, run_of
 from settings.errors import InputError
 from settings.schema import Settings
 from simulation.federation import simulate
@@ -64,22 +64,23 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path) -> None:
     path = small_disk / "a.safetensors"
-    write_checkpoint(path, {"w": np.ones(40_000, np.float32)}, "{}")
+    write_checkpoint(path, {"w": np.ones(40_000, np.float32)}, {})
     with pytest.raises(InputError, match=r"a.safetensors: cannot be written: .*[Nn]o space left"):
-        write_checkpoint(path, {"w": np.zeros(40_000, np.float32)}, "{}")
+        write_checkpoint(path, {"w": np.zeros(40_000, np.float32)}, {})
     assert [file.name for file in small_disk.iterdir()] == ["a.safetensors"]
     assert read_checkpoint(path)[0]["w"].sum() == 40_000
 
 
 def during(rounds: set[int], monkeypatch: pytest.MonkeyPatch, full: Callable[[], Any]) -> None:
     """Let the disk be full while these rounds write what they leave."""
-    leave = Federation._leave
+    write = Saver._write
+    numbers = itertools.count(1)
 
-    def leaving(self: Federation, logdir: Path, recorder: Recorder, record: RoundRecord) -> None:
-        with full() if record.round in rounds else nullcontext():
-            leave(self, logdir, recorder, record)
+    def writing(self: Saver, checkpoint: Checkpoint) -> None:
+        with full() if next(numbers) in rounds else nullcontext():
+            write(self, checkpoint)
 
-    monkeypatch.setattr(Federation, "_leave", leaving)
+    monkeypatch.setattr(Saver, "_write", writing)
 
 
 def events(logdir: Path, tag: str) -> list[int]:
@@ -110,7 +111,7 @@ def test_a_round_without_a_checkpoint_is_counted_and_the_run_goes_on(
     assert all("cannot be written" in line and "\n" not in line for line in warned)
     rounds = json.loads((folder / "metrics.json").read_text())["rounds"]
     assert [bool(record["unsaved"]) for record in rounds] == [False, True, True, False]
-    assert sorted(path.name for path in folder.glob("checkpoints/*")) == [
+    assert sorted(path.name for path in folder.glob("checkpoints/round-*")) == [
         f"round-00000{number}.safetensors" for number in (1, 4)
     ]
     assert not list(folder.rglob(".*"))

@@ -92,7 +92,7 @@ def test_a_run_that_flower_starts_again_goes_on_by_itself(
 
     with pytest.raises(KeyboardInterrupt):
         start(7, dying(server_round=3))
-    assert sorted(path.name for path in folder.glob("checkpoints/*")) == [
+    assert sorted(path.name for path in folder.glob("checkpoints/round-*")) == [
         f"round-00000{number}.safetensors" for number in (1, 2)
     ]
     with pytest.raises(InputError, match="already holds a run: give --resume"):
@@ -120,7 +120,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     assert len(content["rounds"]) == 2
     assert fingerprint(arrays) == fingerprint(straight)
     assert sorted(path.name for path in (folder / "checkpoints").rglob("*")) == [
-        f"round-00000{number}.safetensors" for number in (1, 2)
+        "round-000001.safetensors",
+        "round-000002.safetensors",
+        "rounds.jsonl",
     ]
 
 

@@ -1,6 +1,5 @@
 """The round loop: what a run leaves behind, what it starts from, and what stops it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -167,24 +166,6 @@ def test_a_keras_file_in_and_out(tff_data: Path, writers: str, tmp_path: Path) -
         {name.removeprefix("weights/"): array for name, array in weights.items()}
     )
     assert fingerprint(tuned) != fingerprint(arrays_of(load_model(init)))
-
-
-def test_the_json_file_is_there_after_every_round(
-    writers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    path = tmp_path / "run.json"
-    save = Federation._checkpoint
-
-    def watch(self: Federation, *arguments: Any) -> None:
-        seen.append(len(json.loads(path.read_text())["rounds"]))
-        save(self, *arguments)
-
-    monkeypatch.setattr(Federation, "_checkpoint", watch)
-    from simulation.federation import simulate
-
-    simulate(Settings(**SMALL, data=writers, json=str(path), logdir=str(tmp_path / "log")))
-    assert seen == [1, 2]
 
 
 def test_rounds_one_by_one_are_the_same_run(writers: str, federate: Federate) -> None:

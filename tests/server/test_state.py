@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 from torch.optim import Optimizer
 
+from server.history import History
 from server.state import (
+    Checkpoint,
     KeepsStates,
     exclusive,
     forget,
     has_checkpoint,
     load_state,
     run_of,
-    save_state,
 )
 from settings.errors import InputError
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
+from weights.checkpoint import read_checkpoint
 from weights.named import fingerprint
 from weights.optimizers import _TORCH_NAMES, OPTIMIZERS, make_optimizer
 from weights.wire import pack
@@ -59,8 +63,11 @@ def test_every_optimizer_resumes_bit_for_bit(spec: str, tmp_path: Path) -> None:
     stopped.step(2)
     settings = Settings(server_optimizer=spec)
     header = {"settings": settings.to_config(), "more": [1, 2]}
-    rounds = ['{"loss": NaN}', '{"loss": 1.0}']
-    save_state(tmp_path, 2, stopped.arrays, stopped.optimizer, header, rounds)
+    history = History(tmp_path)
+    for line in ('{"round": 1, "loss": NaN}', '{"round": 2, "loss": 1.0}'):
+        history.add(line)
+    history.flush()
+    Checkpoint(2, stopped.arrays, stopped.optimizer, header).write(tmp_path, history.mark)
     weights, read = load_state(tmp_path, settings, resumed.optimizer)
     assert read["round"] == 2
     assert read["more"] == [1, 2]
@@ -79,14 +86,17 @@ def saved(
 ) -> Path:
     problem = Problem("sgd:lr=0.1")
     header = {"settings": settings.to_config(), "run": 100 + server_round}
-    return save_state(folder, server_round, problem.arrays, problem.optimizer, header, [], nodes)
+    history = History(folder)
+    history.flush()
+    checkpoint = Checkpoint(server_round, problem.arrays, problem.optimizer, header, nodes)
+    return checkpoint.write(folder, history.mark)
 
 
 def test_the_last_few_are_kept_and_the_last_is_read(tmp_path: Path) -> None:
     settings = Settings()
     for server_round in (8, 9, 10, 11):
         saved(tmp_path, server_round, settings)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.glob("round-*")) == [
         f"round-{server_round:06}.safetensors" for server_round in (9, 10, 11)
     ]
     assert load_state(tmp_path, settings, Problem("sgd:lr=0.1").optimizer)[1]["round"] == 11
@@ -108,6 +118,46 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> N
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="holds no checkpoint that can be read"):
         load_state(tmp_path, Settings(), Problem("sgd:lr=0.1").optimizer)
+
+
+def test_a_checkpoint_whose_history_is_damaged_is_skipped_for_the_one_before(
+    tmp_path: Path,
+) -> None:
+    history, problem = History(tmp_path), Problem("sgd:lr=0.1")
+    header = {"settings": Settings().to_config()}
+    for server_round in (1, 2, 3):
+        history.add(json.dumps({"round": server_round}))
+        history.flush()
+        checkpoint = Checkpoint(server_round, problem.arrays, problem.optimizer, header)
+        checkpoint.write(tmp_path, history.mark)
+    file = tmp_path / "rounds.jsonl"
+    file.write_bytes(file.read_bytes()[:-2])
+    read = load_state(tmp_path, Settings(), problem.optimizer)[1]
+    assert (read["round"], read["rounds"]) == (2, [{"round": 1}, {"round": 2}])
+    file.unlink()
+    with pytest.raises(InputError, match="holds no checkpoint that can be read"):
+        load_state(tmp_path, Settings(), problem.optimizer)
+
+
+def test_a_checkpoint_is_of_the_moment_when_it_was_made(tmp_path: Path) -> None:
+    problem, nodes = Problem("sgd:lr=0.1,momentum=0.9"), Nodes()
+    problem.step(1)
+    nodes.remember(0, 1)
+    header = {"settings": Settings().to_config()}
+    before = problem.arrays["w"].copy()
+    moment = problem.optimizer.state[problem.weight]["momentum_buffer"].clone()
+    checkpoint = Checkpoint(1, problem.arrays, problem.optimizer, header, nodes)
+    problem.step(1)
+    nodes.remember(0, 2)
+    history = History(tmp_path)
+    history.flush()
+    path = checkpoint.write(tmp_path, history.mark)
+    arrays, _ = read_checkpoint(path)
+    np.testing.assert_array_equal(arrays["weights/w"], before)
+    assert not np.array_equal(problem.arrays["w"], before)
+    np.testing.assert_array_equal(arrays["optimizer/0/momentum_buffer"], moment)
+    nodes.load_states(tmp_path / "states", 1)
+    assert nodes.remembered() == [1, None]
 
 
 def test_the_last_good_checkpoint_says_whose_it_is(tmp_path: Path) -> None:
@@ -162,7 +212,7 @@ class Nodes(InProcessGrid):
 
     def remember(self, node: int, value: int) -> None:
         context = self._contexts[self.get_node_ids()[node]]
-        context.state["kept"] = pack({"value": np.array(value)})
+        context.state = RecordDict({"kept": pack({"value": np.array(value)})})
 
     def remembered(self) -> list[int | None]:
         states = [context.state.array_records for context in self._contexts.values()]
@@ -205,7 +255,7 @@ def test_states_that_belong_to_no_round_are_forgotten(tmp_path: Path) -> None:
     nodes.remember(0, 1)
     path = saved(tmp_path, 1, Settings(), nodes)
     forget(tmp_path)
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "rounds.jsonl"]
 
 
 def loaded(folder: Path) -> tuple[int, list[int | None]]:

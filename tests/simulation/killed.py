@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from simulation.federation import simulate
 PHASES = {
     "training": ("mods.py", "compress"),
     "evaluation": ("app.py", "evaluate_model"),
-    "checkpoint": ("rounds.py", "_leave"),
+    "checkpoint": ("saver.py", "_write"),
 }
 
 
@@ -38,11 +39,14 @@ class Fuse:
         self._file, self._function = PHASES[phase]
         self._number, self._limit = number, steps
         self._frame: FrameType | None = None
+        self._thread = 0
         self.steps = 0
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """What `sys.setprofile` calls."""
+        """What `sys.setprofile` calls, in every thread."""
         if self._frame is not None:
+            if self._thread != threading.get_ident():
+                return
             self.steps += event in ("call", "c_call")
             ended = frame is self._frame and event == "return"
             if self._limit is not None and (ended or self.steps > self._limit):
@@ -51,7 +55,8 @@ class Fuse:
                 self._frame = None
         elif event == "call" and self._is_phase(frame.f_code):
             self._number -= 1
-            self._frame = frame if self._number == 0 else None
+            if self._number == 0:
+                self._frame, self._thread = frame, threading.get_ident()
 
     def _is_phase(self, code: CodeType) -> bool:
         return code.co_name == self._function and Path(code.co_filename).name == self._file
@@ -63,6 +68,7 @@ def live(settings: dict[str, Any], fuse: Fuse | None) -> int:
     child = os.fork()
     if child == 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        threading.setprofile(fuse)
         sys.setprofile(fuse)
         simulate(Settings(**settings, resume=Path(settings["logdir"]).exists()))
         sys.setprofile(None)

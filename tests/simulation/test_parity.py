@@ -87,7 +87,7 @@ def test_evaluation_of_tff_model(
 ) -> None:
     final = np.load(PARITY / "lr_fedavg_weighted.npz")
     arrays = {"dense.weight": final["w0"].T, "dense.bias": final["w1"]}
-    write_checkpoint(tmp_path / "final.safetensors", arrays, '{"architecture": ""}')
+    write_checkpoint(tmp_path / "final.safetensors", arrays, {"architecture": ""})
     settings = Settings(
         task="emnist_lr",
         data=str(tff_data / "digits_by_writer_train.h5"),

@@ -1,12 +1,13 @@
-"""Files that are replaced in one step."""
+"""Files that are replaced or lengthened in one step."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from settings.errors import InputError
-from weights.files import check_place, clear_temporaries, replacing
+from weights.files import Growing, check_place, clear_temporaries, replacing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -70,6 +71,49 @@ def test_what_cannot_be_replaced_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=f"{tmp_path} is not a folder that takes files"):
         check_place(tmp_path / "new/deep")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_cannot_be_appended_is_appended_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new/file"
+    file, sync = Growing(path), os.fsync
+    file.write(b"one ")
+    file.write(b"two ")
+    assert not path.exists()
+    file.flush()
+    assert path.read_bytes() == b"one two "
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    file.write(b"three ")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match=r"file: cannot be written: .*input/output error"):
+        file.flush(durable=True)
+    assert path.read_bytes() == b"one two "
+    monkeypatch.setattr(os, "fsync", sync)
+    file.write(b"four")
+    file.flush(durable=True)
+    assert path.read_bytes() == b"one two three four"
+
+
+def test_a_growing_file_keeps_what_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one two")
+    file = Growing(path, 4)
+    file.write(b"three")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    file.flush()
+    assert path.read_bytes() == b"one three"
+    assert not synced
+    file.flush(durable=True)
+    assert len(synced) == 1
+    Growing(path)
+    assert path.read_bytes() == b""
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
