@@ -23,6 +23,7 @@ class History:
 
     def __init__(self, folder: Path, size: int = 0) -> None:
         path = _file(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self._sum = hashlib.sha256(path.read_bytes()[:size] if size else b"")
         self._size = size
         self._file = Growing(path, size)
@@ -39,9 +40,9 @@ class History:
         """What a checkpoint keeps, to find all that has been added so far."""
         return {"bytes": self._size, "sha256": self._sum.hexdigest()}
 
-    def flush(self) -> None:
-        """Wait until the disk has all that has been added; InputError as `Growing.flush`."""
-        self._file.flush(durable=True)
+    def flush(self, *, durable: bool = True) -> None:
+        """Write what has been added; arguments and errors are those of `Growing.flush`."""
+        self._file.flush(durable=durable)
 
 
 def read_history(folder: Path, mark: Mark) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -19,9 +18,6 @@ from weights.files import replacing
 Metrics = dict[str, float]
 METRICS = "metrics.json"
 """The JSON file in every logdir; `--json` gets the same."""
-
-_PAUSE = 1.0
-"""Seconds between two writings of it: it holds all rounds, of which there may be a hundred in a second."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,6 @@ class Recorder:
         self._config = settings.to_config()
         self._logdir = logdir
         self._history = history
-        self._due = 0.0
         self.before = before
         # Rounds after the checkpoint may have been logged already: a resumed run writes them anew.
         self._board = Board(logdir, history[-1].round + 1 if history else 0)
@@ -129,25 +124,18 @@ class Recorder:
             # Monospaced.
             self._board.text("sample", indent(sample, "    "), record.round)
 
-    def write(self) -> None:
-        """Write what has been logged, and the JSON file if that was not done just before.
-
-        Raises:
-            InputError: The disk does not take it.
-        """
+    def flush(self) -> None:
+        """Write what has been logged for TensorBoard; InputError if the disk does not take it."""
         self._board.flush()
-        if time.monotonic() >= self._due:
-            self.write_json()
 
     def write_json(self) -> None:
-        """Write the JSON file; InputError as `write`."""
+        """Write the JSON file; InputError if the disk does not take it."""
         text = self._json()
         for path in (self._logdir / METRICS, Path(self._settings.json)):
             if path.name:
                 # A resumed run writes it anew: nothing is lost with the machine.
                 with replacing(path, durable=False) as file:
                     file.write_text(text)
-        self._due = time.monotonic() + _PAUSE
 
     @property
     def last(self) -> RoundRecord:
@@ -160,11 +148,11 @@ class Recorder:
         self._board.scalars({"checkpoint/unsaved": 1}, record.round)
 
     def close(self) -> None:
-        """Log the hyperparameters with the final metrics, and write everything; InputError as `write`."""
+        """Log the hyperparameters with the final metrics, and write everything; InputError as the others."""
         last = self._history[-1] if self._history else None
         final = {f"final/{k}": v for k, v in (last.eval or last.train).items()} if last else {}
         self._board.hyperparameters(self._config, final)
-        self._board.flush()
+        self.flush()
         self.write_json()
 
     def _json(self) -> str:

@@ -100,7 +100,8 @@ class Federation:
         console = Console(self.settings, self.cohort.enough, self.history)
         console.announce(self.task, self._sample(), before)
         recorder = Recorder(self.settings, logdir, [*self.history], before)
-        recorder.write()  # a place that cannot be written is said before any work is done
+        recorder.flush()  # a place that cannot be written is said before any work is done
+        recorder.write_json()
         with console, Saver(folder, recorder, self.history, kept) as saver:
             while len(self.history) < self.settings.rounds:
                 record = self.next(console.watch)

@@ -1,5 +1,6 @@
-"""What a round leaves behind is written while the next one is under way: training need not wait for the disk."""
+"""What a round leaves behind: logs, then a checkpoint; a large one is written while the next round is under way."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,12 +15,22 @@ from server.history import History
 from server.record import Recorder, RoundRecord
 from server.state import Checkpoint
 from settings.errors import InputError
+from weights.checkpoint import round_of, round_paths
+from weights.files import sync
+
+_KEPT = 3
+_PAUSE = 1.0
+"""Seconds between two rounds that are waited for until the disk has them, and between two writings of the JSON file."""
+_SMALL = 2**20
+"""Bytes of a model that is written in less time than another thread takes to get Python's lock again and again."""
 
 
 class Saver:
-    """Writes rounds' logs and checkpoints, one round at a time: the disk is behind by one at most.
+    """Writes rounds' logs and checkpoints, one round at a time: they are behind by one round at most.
 
-    As a context manager it waits for the last one; a run that is stopped leaves a JSON file that has it.
+    The end of this process undoes nothing of it, the end of the machine at most a second: with a round a second or
+    less all of it is on the disk, and with more that and the JSON file, which holds all rounds, are done once a
+    second. As a context manager it leaves all of it done.
 
     Args:
         folder: Of the checkpoints.
@@ -35,6 +46,9 @@ class Saver:
         self._recorder = recorder
         self._rounds = rounds
         self._history = History(folder, kept)
+        self._paths = [path for path in round_paths(folder) if round_of(path) <= len(rounds)]
+        self._durable: Path | None = None
+        self._due = 0.0
         self._pool = ThreadPoolExecutor(1, "saver")
         self._writing: Future[None] | None = None
 
@@ -49,12 +63,18 @@ class Saver:
     ) -> None:
         self._pool.shutdown()
         self.wait()
-        if kind is not None:
-            with suppress(InputError):
-                self._recorder.write_json()
+        with suppress(
+            InputError
+        ):  # what is behind `error` is said, or what the run still has to write fails too
+            self._recorder.write_json()
+            self._history.flush(durable=True)
+            if self._paths:
+                sync(self._paths[-1])
+                self._durable = self._paths[-1]
+                self._drop()
 
     def leave(self, record: RoundRecord, sample: str, checkpoint: Callable[[], Checkpoint]) -> None:
-        """Begin to write the last round, once the one before has been written.
+        """Write the last round, or begin to, once the one before has been written.
 
         Args:
             record: The round.
@@ -64,24 +84,44 @@ class Saver:
         self.wait()
         self._recorder.add(record, sample)
         self._history.add(record.exact)
-        self._writing = self._pool.submit(self._write, checkpoint())
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        self._recorder.write()
-        self._history.flush()
-        checkpoint.write(self._folder, self._history.mark)
+        made = checkpoint()
+        if made.num_bytes > _SMALL:
+            self._writing = self._pool.submit(self._write, made)
+        else:
+            self._end(lambda: self._write(made))
 
     def wait(self) -> None:
         """Wait until what was begun is written; a full disk costs the checkpoint, and not the run."""
-        if self._writing is None:
-            return
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._end(writing.result)
+
+    def _end(self, write: Callable[[], None]) -> None:
         try:
-            self._writing.result()
+            write()
         except InputError as error:
             record = replace(self._recorder.last, unsaved=str(error))
             log(WARNING, "round %d has no checkpoint, the run goes on: %s", record.round, error)
             self._rounds[record.round - 1] = record
             self._recorder.unsaved(record)
             self._history.add(record.exact)
-        finally:
-            self._writing = None
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        due = time.monotonic() >= self._due
+        self._recorder.flush()
+        if due:
+            self._recorder.write_json()
+        self._history.flush(durable=due)
+        oldest = round_of(self._paths[0]) if self._paths else 0
+        mark = self._history.mark
+        path = checkpoint.write(self._folder, mark, oldest=oldest, durable=due)
+        self._paths.append(path)
+        if due:
+            self._durable, self._due = path, time.monotonic() + _PAUSE
+        self._drop()
+
+    def _drop(self) -> None:
+        """Delete all checkpoints but the last few, and the last that the disk is known to have."""
+        for old in [old for old in self._paths[:-_KEPT] if old != self._durable]:
+            old.unlink(missing_ok=True)
+            self._paths.remove(old)

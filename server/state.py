@@ -20,14 +20,12 @@ from weights.checkpoint import (
     WEIGHTS,
     model_arrays,
     read_checkpoint,
-    round_of,
     round_path,
     round_paths,
     write_checkpoint,
 )
 from weights.named import NamedArrays
 
-_KEPT = 3
 _STATES = "states"
 """Folder of the nodes' states, inside the checkpoints' folder."""
 SaveStates = Callable[[Path, int, int], None]
@@ -104,24 +102,29 @@ class Checkpoint:
         self._round = server_round
         self._save_states = nodes.states_saver() if nodes is not None else None
 
-    def write(self, folder: Path, mark: Mark) -> Path:
-        """Write it, and drop all checkpoints but the last few.
+    @property
+    def num_bytes(self) -> int:
+        """Of all arrays."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def write(self, folder: Path, mark: Mark, *, oldest: int = 0, durable: bool = True) -> Path:
+        """Write it.
 
         Args:
             folder: Of all checkpoints.
-            mark: Of the history, which is on disk already.
+            mark: Of the history, which has been written already.
+            oldest: Nodes' states that no round from this one on needs are dropped.
+            durable: Wait until the disk has it.
 
         Raises:
             InputError: The disk does not take it.
         """
         # Before the checkpoint itself: states of a round that has none are never read.
         if self._save_states is not None:
-            oldest = min(map(round_of, round_paths(folder)), default=self._round)
             self._save_states(folder / _STATES, self._round, oldest)
         path = round_path(folder, self._round)
-        write_checkpoint(path, self._arrays, {**self._header, "history": mark})
-        for old in round_paths(folder)[:-_KEPT]:
-            old.unlink()
+        content = {**self._header, "history": mark}
+        write_checkpoint(path, self._arrays, content, durable=durable)
         return path
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,19 @@ from weights.named import Array, NamedArrays, fingerprint
 _HEADER = "fedferry"
 """The only entry of a file's metadata, the checksum and the header: safetensors writes several in any order."""
 
+_MASK = os.umask(0o777)
+os.umask(_MASK)
+
 WEIGHTS = "weights/"
 """Precedes the names of the model's arrays in a run's checkpoint, which has other arrays too."""
 
 
-def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, arrays: Mapping[str, Array], header: Mapping[str, Any], *, durable: bool = True
+) -> None:
     """Write arrays and a header, which becomes JSON: `path` holds either the old file or the whole new one.
 
-    Equal content makes equal files, byte for byte.
+    Equal content makes equal files, byte for byte. `durable` as for `replacing`.
     """
     # Reshaped because numpy makes a vector of a scalar.
     contiguous = {
@@ -32,11 +39,14 @@ def write_checkpoint(path: Path, arrays: Mapping[str, Array], header: Mapping[st
     }
     said = json.dumps(header)
     metadata = {_HEADER: f"{_checksum(contiguous, said)} {said}"}
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         try:
             save_file(contiguous, file, metadata=metadata)
         except SafetensorError as error:  # the system's, in safetensors' words
             raise OSError(str(error)) from error
+        file.chmod(
+            0o666 & ~_MASK
+        )  # safetensors makes a file of its own, which nobody else may read
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
@@ -63,6 +73,9 @@ def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
     return arrays, json.loads(header)
 
 
+_ROUND = re.compile(r"round-\d+\.safetensors")
+
+
 def round_path(folder: Path, server_round: int) -> Path:
     """Where what is kept of a round lies: names in the order of the rounds."""
     return folder / f"round-{server_round:06d}.safetensors"
@@ -70,7 +83,10 @@ def round_path(folder: Path, server_round: int) -> Path:
 
 def round_paths(folder: Path) -> list[Path]:
     """All that is kept of rounds in a folder, in their order."""
-    return sorted(folder.glob("round-*.safetensors"))
+    try:
+        return sorted(path for path in folder.iterdir() if _ROUND.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
 
 
 def round_of(path: Path) -> int:

@@ -1,8 +1,10 @@
 """Files that are replaced or lengthened in one step: a reader finds the old content or the new, never half of it."""
 
+import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -22,9 +24,13 @@ def check_place(path: Path) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # there is nothing to replace
+    if stat.S_ISDIR(mode):
         raise InputError(f"{path}: cannot be written: it is a folder")
-    if path.exists() and not path.is_file():
+    if not stat.S_ISREG(mode):
         raise InputError(f"{path}: cannot be written: it is a device, not a file")
 
 
@@ -40,29 +46,31 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         InputError: The folder or the disk does not take it.
     """
     _check_replaceable(path)
-    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
             _sync(temporary)
         temporary.replace(path)
         if durable:
-            with suppress(OSError):  # not every file system can
-                _sync(path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from error
-    finally:
+            _sync_names(path.parent)
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        raise
 
 
 class Growing:
     """A file that is only lengthened: what cannot be written is kept, and written later.
 
     Args:
-        path: The first flush makes it.
+        path: The first flush makes it, but not its folder.
         size: Bytes that it keeps of what it holds.
     """
 
@@ -70,6 +78,7 @@ class Growing:
         self._path = path
         self._written = size
         self._pending: list[bytes] = []
+        self._file: io.FileIO | None = None
         if path.exists():
             os.truncate(path, size)
 
@@ -88,24 +97,37 @@ class Growing:
         """
         data = b"".join(self._pending)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab", buffering=0) as file:
-                try:
-                    if file.write(data) < len(data):
-                        raise OSError(ENOSPC, "no space left")
-                    if durable:
-                        os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(self._written)
-                    raise
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+            try:
+                if self._file.write(data) < len(data):
+                    raise OSError(ENOSPC, "no space left")
+                if durable:
+                    os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(self._written)
+                raise
         except OSError as error:
             raise InputError(f"{self._path}: cannot be written: {error}") from error
         self._written += len(data)
         self._pending.clear()
 
 
+def sync(path: Path) -> None:
+    """Wait until the disk has a file and its name; InputError if it cannot."""
+    try:
+        _sync(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from error
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # not every file system can
+        _sync(folder)
+
+
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def test_settings_and_samples_are_texts(tmp_path: Path) -> None:
     recorder = Recorder(Settings(seed=4), tmp_path, [], {})
     recorder.add(record(1))
     recorder.add(record(2), "It was\nthe best")
-    recorder.write()
+    recorder.flush()
     [(step, table)] = text(tmp_path, "settings")
     assert step == 0
     assert "| seed | 4 |" in table
@@ -86,25 +85,6 @@ def test_a_round_without_a_checkpoint_is_logged(tmp_path: Path) -> None:
     assert scalars(tmp_path)["checkpoint/unsaved"] == [(3, 1.0)]
     rounds = json.loads((tmp_path / "metrics.json").read_text())["rounds"]
     assert [each["unsaved"] for each in rounds] == ["", "", "no space left"]
-
-
-def test_the_json_file_is_written_once_a_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    recorder = Recorder(Settings(), tmp_path, [], {})
-    written = []
-    for number, moment in enumerate((1000.0, 1000.5, 1000.9, 1001.1, 1001.2), start=1):
-        now = moment
-        recorder.add(record(number))
-        recorder.write()
-        content = json.loads((tmp_path / "metrics.json").read_text())
-        written.append(len(content["rounds"]))
-        assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [*range(1, number + 1)]
-    assert written == [1, 1, 1, 4, 4]
-    recorder.close()
-    assert len(json.loads((tmp_path / "metrics.json").read_text())["rounds"]) == 5
 
 
 def test_traffic_is_in_bits_and_adds_up_over_rounds() -> None:
@@ -151,7 +131,7 @@ def test_a_resumed_run_replaces_what_was_logged_after_its_checkpoint(tmp_path: P
     recorder = Recorder(Settings(), tmp_path, [], {"loss": 9.0})
     for number in (1, 2, 3, 4):
         recorder.add(record(number, 10.0 + number))
-    recorder.write()
+    recorder.flush()
     resumed = Recorder(Settings(), tmp_path, [record(1), record(2)], {"loss": 9.0})
     for number in (3, 4):
         resumed.add(record(number, 20.0 + number))

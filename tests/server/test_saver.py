@@ -1,7 +1,9 @@
-"""Writing behind the round that is under way."""
+"""What rounds leave behind: written in order, a large model while the next round is under way."""
 
 import json
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +14,72 @@ from server.saver import Saver
 from server.state import Checkpoint
 from settings.errors import InputError
 from settings.schema import Settings
+from weights.checkpoint import round_path
 
 
 class Stub(Checkpoint):
-    """Waits until it may be written, and may fail."""
+    """An empty file; waits until it may be written, and may fail."""
 
-    def __init__(self, error: Exception | None = None, *, held: bool = False) -> None:
+    def __init__(
+        self, server_round: int, *, error: Exception | None = None, held: bool = False
+    ) -> None:
+        self.round = server_round
         self.error = error
         self.free = threading.Event()
+        self.held = held
         self.written = False
-        if not held:
-            self.free.set()
+        self.arguments: dict[str, Any] = {}
 
-    def write(self, folder: Path, mark: Any) -> Path:
-        assert self.free.wait(20)
+    @property
+    def num_bytes(self) -> int:
+        return 2**30 if self.held else 0
+
+    def write(self, folder: Path, mark: Any, **arguments: Any) -> Path:
+        assert not self.held or self.free.wait(20)
         if self.error is not None:
             raise self.error
         self.written = True
-        return folder
+        self.arguments = arguments
+        path = round_path(folder, self.round)
+        path.touch()
+        return path
 
 
 class Run:
     """A saver with what it needs."""
 
-    def __init__(self, logdir: Path) -> None:
+    def __init__(self, logdir: Path, before: int = 0) -> None:
         self.logdir = logdir
-        self.rounds: list[RoundRecord] = []
-        self.saver = Saver(
-            logdir / "checkpoints", Recorder(Settings(), logdir, [], {}), self.rounds
-        )
+        self.folder = logdir / "checkpoints"
+        self.rounds = [RoundRecord(number + 1, {}, {}, {}, {}, 0.5) for number in range(before)]
+        recorder = Recorder(Settings(), logdir, [*self.rounds], {})
+        self.saver = Saver(self.folder, recorder, self.rounds)
 
-    def leave(self, checkpoint: Checkpoint) -> None:
-        record = RoundRecord(len(self.rounds) + 1, {}, {}, {}, {}, 0.5)
-        self.rounds.append(record)
-        self.saver.leave(record, "", lambda: checkpoint)
+    def leave(self, **arguments: Any) -> Stub:
+        number = len(self.rounds) + 1
+        stub = Stub(number, **arguments)
+        self.rounds.append(RoundRecord(number, {}, {}, {}, {}, 0.5))
+        self.saver.leave(self.rounds[-1], "", lambda: stub)
+        return stub
 
     @property
-    def written(self) -> list[int]:
+    def logged(self) -> list[int]:
         content = json.loads((self.logdir / "metrics.json").read_text())
         return [record["round"] for record in content["rounds"]]
+
+    @property
+    def kept(self) -> list[int]:
+        return sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("round-*"))
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -58,69 +87,156 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-def test_the_disk_is_behind_by_one_round_at_most(run: Run) -> None:
-    first, second = Stub(held=True), Stub(held=True)
-    run.leave(first)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is waited for until the disk has it."""
+    names: list[str] = []
+
+    def sync(handle: int) -> None:
+        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    return names
+
+
+def test_a_small_model_is_written_at_once(run: Run) -> None:
+    assert run.leave().written
+
+
+def test_a_large_one_is_behind_by_one_round_at_most(run: Run) -> None:
+    first = run.leave(held=True)
     assert not first.written  # and here the next round trains
-    snapshots: list[bool] = []
+    left: list[bool] = []
 
-    def second_round() -> None:
-        run.rounds.append(RoundRecord(2, {}, {}, {}, {}, 0.5))
+    def next_round() -> None:
+        run.leave()
+        left.append(first.written)
 
-        def snapshot() -> Checkpoint:
-            snapshots.append(first.written)
-            return second
-
-        run.saver.leave(run.rounds[-1], "", snapshot)
-
-    waiting = threading.Thread(target=second_round)
+    waiting = threading.Thread(target=next_round)
     waiting.start()
     waiting.join(0.2)
     assert waiting.is_alive()
     first.free.set()
     waiting.join(20)
-    assert snapshots == [True]
-    assert not second.written
-    second.free.set()
-    run.saver.wait()
-    assert second.written
+    assert left == [True]
 
 
-def test_a_round_that_cannot_be_written_is_said_with_the_next(
-    run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_the_next_round_changes_is_copied_after_the_one_before_is_written(run: Run) -> None:
+    first = run.leave(held=True)
+    threading.Timer(0.2, first.free.set).start()
+    record = RoundRecord(2, {}, {}, {}, {}, 0.5)
+    run.rounds.append(record)
+    states: list[bool] = []
+
+    def copy() -> Stub:
+        states.append(first.written)
+        return Stub(2)
+
+    run.saver.leave(record, "", copy)
+    assert states == [True]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_round_that_cannot_be_written_is_marked(held: bool, run: Run) -> None:
     with run.saver:
-        run.leave(Stub())
-        run.leave(Stub(InputError("no space left")))
-        assert [record.unsaved for record in run.rounds] == ["", ""]
-        run.leave(Stub())
+        run.leave()
+        failing = run.leave(error=InputError("no space left"), held=held)
+        assert run.rounds[1].unsaved == ("" if held else "no space left")
+        failing.free.set()
+        run.leave()
         assert [record.unsaved for record in run.rounds] == ["", "no space left", ""]
-        run.leave(Stub(InputError("still none")))
+        run.leave(error=InputError("still none"), held=held).free.set()
     assert [record.unsaved for record in run.rounds] == ["", "no space left", "", "still none"]
+    assert run.kept == [1, 3]
 
 
-def test_what_is_no_full_disk_ends_the_run(run: Run) -> None:
-    run.leave(Stub(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_no_full_disk_ends_the_run(held: bool, run: Run) -> None:
+    def fail() -> None:
+        run.leave(error=ZeroDivisionError(), held=held).free.set()
         run.saver.wait()
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     run.saver.wait()
 
 
-def test_a_stopped_run_leaves_all_its_rounds(run: Run) -> None:
+def test_fast_rounds_wait_for_the_disk_once_a_second(
+    run: Run, clock: Clock, synced: list[str]
+) -> None:
+    moments = (1000.0, 1000.4, 1000.9, 1001.0, 1001.5, 1002.1, 1003.1)
+    durable, logged, histories = [], [], []
+    for moment in moments:
+        clock.now = moment
+        durable.append(run.leave().arguments["durable"])
+        logged.append(len(run.logged))
+        histories.append(len(synced))
+    assert durable == [True, False, False, True, False, True, True]
+    assert logged == [1, 1, 1, 4, 4, 6, 7]
+    assert synced == ["rounds.jsonl"] * 4
+    assert histories == [1, 1, 1, 2, 2, 3, 4]
+
+
+def test_the_last_three_are_kept_and_the_last_that_the_disk_has(run: Run, clock: Clock) -> None:
+    kept, oldest = [], []
+    for moment in (0.0, 0.1, 0.2, 0.3, 0.4, 1.1, 1.2, 1.3, 1.4):
+        clock.now = 1000 + moment
+        oldest.append(run.leave().arguments["oldest"])
+        kept.append(run.kept)
+    assert kept == [
+        [1],
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 3, 4],
+        [1, 3, 4, 5],
+        [4, 5, 6],
+        [5, 6, 7],
+        [6, 7, 8],
+        [6, 7, 8, 9],
+    ]
+    assert oldest == [0, 1, 1, 1, 1, 1, 4, 5, 6]
+
+
+def test_a_resumed_run_overwrites_what_is_damaged(tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for number in (7, 8, 9, 10, 11):
+        round_path(folder, number).touch()
+    run = Run(tmp_path, before=9)
+    for _ in range(5):
+        run.leave()
+    assert run.kept == [10, 12, 13, 14]
+
+
+def test_the_end_leaves_everything_done(run: Run, clock: Clock, synced: list[str]) -> None:
+    with run.saver:
+        for _ in range(4):
+            run.leave()
+        last = run.leave(held=True)
+        synced.clear()
+        threading.Timer(0.2, last.free.set).start()
+    assert last.written
+    assert run.logged == [1, 2, 3, 4, 5]
+    assert synced == ["rounds.jsonl", "round-000005.safetensors", "checkpoints"]
+    assert run.kept == [3, 4, 5]
+
+
+def test_a_stopped_run_too(run: Run, clock: Clock, synced: list[str]) -> None:
     def stop() -> None:
         with run.saver:
             for _ in range(3):
-                run.leave(Stub())
+                run.leave()
+            synced.clear()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stop()
-    assert run.written == [1, 2, 3]
-
-
-def test_the_end_waits_for_the_last_round(run: Run) -> None:
-    last = Stub(held=True)
-    threading.Timer(0.2, last.free.set).start()
-    with run.saver:
-        run.leave(last)
-    assert last.written
+    assert run.logged == [1, 2, 3]
+    assert synced == ["rounds.jsonl", "round-000003.safetensors", "checkpoints"]

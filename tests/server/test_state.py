@@ -82,24 +82,18 @@ def test_every_optimizer_resumes_bit_for_bit(spec: str, tmp_path: Path) -> None:
 
 
 def saved(
-    folder: Path, server_round: int, settings: Settings, nodes: KeepsStates | None = None
+    folder: Path,
+    server_round: int,
+    settings: Settings,
+    nodes: KeepsStates | None = None,
+    oldest: int = 0,
 ) -> Path:
     problem = Problem("sgd:lr=0.1")
     header = {"settings": settings.to_config(), "run": 100 + server_round}
     history = History(folder)
     history.flush()
     checkpoint = Checkpoint(server_round, problem.arrays, problem.optimizer, header, nodes)
-    return checkpoint.write(folder, history.mark)
-
-
-def test_the_last_few_are_kept_and_the_last_is_read(tmp_path: Path) -> None:
-    settings = Settings()
-    for server_round in (8, 9, 10, 11):
-        saved(tmp_path, server_round, settings)
-    assert sorted(path.name for path in tmp_path.glob("round-*")) == [
-        f"round-{server_round:06}.safetensors" for server_round in (9, 10, 11)
-    ]
-    assert load_state(tmp_path, settings, Problem("sgd:lr=0.1").optimizer)[1]["round"] == 11
+    return checkpoint.write(folder, history.mark, oldest=oldest)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
     assert len({file.read_bytes() for file in files}) == 1
 
 
+def test_others_may_read_what_the_mask_lets_them(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_checkpoint(tmp_path / "a.safetensors", ARRAYS, HEADER)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/below.safetensors: cannot be written: "):

@@ -76,7 +76,7 @@ def test_what_cannot_be_replaced_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_cannot_be_appended_is_appended_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "new/file"
+    path = tmp_path / "file"
     file, sync = Growing(path), os.fsync
     file.write(b"one ")
     file.write(b"two ")
