@@ -2,16 +2,13 @@
 
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tasks.catalogue import load_task
 from tasks.data import Population, Split
-from tasks.stream import Prepared
+from tasks.stream import Chosen, Prepared
 
 MOST_BYTES = 64 * 2**20
 """Of prepared examples that are kept: a round of small clients need not read them again."""
@@ -19,10 +16,10 @@ MOST_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Client:
-    """A client's examples, and which of them are in each of its batches."""
+    """A client's examples, and which of them are in its batches."""
 
     prepared: Prepared
-    chosen: Sequence[npt.NDArray[np.int64]]
+    chosen: Chosen
 
 
 class _Kept:

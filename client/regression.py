@@ -59,14 +59,15 @@ class Regression(NamedTuple):
         def train(place: int) -> None:
             results[place] = self._trained(clients[place], initial, kernel)
 
-        busy = [place for place, client in enumerate(clients) if client.chosen]
-        crew.spread(train, sorted(busy, key=lambda place: -len(clients[place].chosen)))
+        batches = [client.chosen.num_batches for client in clients]
+        busy = [place for place, count in enumerate(batches) if count]
+        crew.spread(train, sorted(busy, key=lambda place: -batches[place]))
         return results
 
     def _trained(self, client: Client, initial: NamedArrays, kernel: _Kernel) -> Result:
         """The update and the metric sums of a client that has a batch."""
-        examples, chosen = client.prepared, np.concatenate(client.chosen)
-        steps, size, rows = len(client.chosen), len(client.chosen[0]), len(chosen)
+        examples, (chosen, size) = client.prepared, client.chosen
+        steps, rows = client.chosen.num_batches, len(chosen)
         weights, biases = (initial[name].copy(order="C") for name in (self.weight, self.bias))
         outcomes = np.empty((3, rows), np.float32)
         scores = np.empty((size, kernel.columns), np.float32)

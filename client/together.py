@@ -59,8 +59,9 @@ def _stacked(
     client_optimizer: str,
 ) -> list[Result]:
     # Longest first, so that those that are done leave from the end.
-    order = sorted(range(len(clients)), key=lambda index: -len(clients[index].chosen))
-    order = [index for index in order if clients[index].chosen]
+    batches = [client.chosen.num_batches for client in clients]
+    order = sorted(range(len(clients)), key=lambda index: -batches[index])
+    order = [index for index in order if batches[index]]
     results: list[Result] = [({}, {}) for _ in clients]
     if not order:
         return results
@@ -80,21 +81,22 @@ class _Schedule:
     def __init__(self, clients: Sequence[Client]) -> None:
         self._inputs = torch.cat([client.prepared.inputs for client in clients])
         targets = torch.cat([client.prepared.targets for client in clients])
-        self.batches = [len(client.chosen) for client in clients]
-        size = max(len(client.chosen[0]) for client in clients)
+        self.batches = [client.chosen.num_batches for client in clients]
+        size = max(client.chosen.size for client in clients)
         rows = np.zeros((len(clients), self.batches[0], size), np.int64)
         mask = np.zeros(rows.shape, np.bool_)
         first = 0
         for place, client in enumerate(clients):
-            last = len(client.chosen) - 1
-            flat = np.concatenate(client.chosen) + first
+            last = client.chosen.num_batches - 1
+            chosen = client.chosen.rows + first
+            short = chosen[last * size :]
             # Rows of the batch's own fill it up: they are finite where the batch is.
-            rows[place, last] = client.chosen[last][0] + first
+            rows[place, last] = short[0]
             if last:
-                rows[place, :last] = flat[: last * size].reshape(last, -1)
-            rows[place, last, : len(client.chosen[last])] = flat[last * size :]
+                rows[place, :last] = chosen[: last * size].reshape(last, -1)
+            rows[place, last, : len(short)] = short
             mask[place, :last] = True
-            mask[place, last, : len(client.chosen[last])] = True
+            mask[place, last, : len(short)] = True
             first += len(client.prepared)
         self._rows = torch.from_numpy(np.ascontiguousarray(rows.swapaxes(0, 1)))
         self.mask = torch.from_numpy(np.ascontiguousarray(mask.swapaxes(0, 1)))

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
@@ -64,8 +64,8 @@ def message_bytes(message: Message) -> int:
                 tuple([(k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in arrays])
             )
         else:
-            like = {key: _like(value) for key, value in record.items()}
-            total += _record_bytes(type(record), json.dumps(like))
+            items = record.items()
+            total += _record_bytes(_Kind(tuple([(key, _length(v)) for key, v in items]), record))
     said = message.metadata
     body = _body_bytes(
         (said.run_id, said.src_node_id, said.dst_node_id, said.src_task_id, said.dst_task_id),
@@ -87,21 +87,28 @@ def _body_bytes(ids: tuple[Any, ...], reply_to: int, group: int, kind: str) -> i
     return size
 
 
-def _like(value: ConfigRecordValues) -> ConfigRecordValues:
-    """A value of JSON that takes as many bytes: a float has eight, whatever it is."""
+def _length(value: ConfigRecordValues) -> object:
+    """What says how many bytes a value takes: a float has eight, whatever it is."""
+    kind = type(value)
     if isinstance(value, list):
-        return [_like(item) for item in value]  # type: ignore[return-value]
-    if isinstance(value, float):
-        return 0.0
+        return tuple([_length(item) for item in value])
     if isinstance(value, str | bytes):
-        return "0" * len(value.encode() if isinstance(value, str) else value)
-    return value
+        return kind, len(value.encode() if isinstance(value, str) else value)
+    return (kind, 0) if kind is float else (kind, value)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A record of settings or metrics, equal to those that take as many bytes."""
+
+    lengths: tuple[tuple[str, object], ...]
+    record: ConfigRecord | MetricRecord = field(compare=False)
 
 
 @functools.lru_cache(maxsize=1024)
-def _record_bytes(kind: type[ConfigRecord | MetricRecord], like: str) -> int:
+def _record_bytes(kind: _Kind) -> int:
     """Bytes of a record of settings or metrics."""
-    return len(kind(json.loads(like)).deflate())
+    return len(kind.record.deflate())
 
 
 Structure = tuple[tuple[str, str, tuple[int, ...], str, int], ...]

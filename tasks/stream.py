@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import length_hint
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,28 @@ class Batch:
         return self.targets.numel() if self.mask is None else int(self.mask.sum())
 
 
+class Chosen(NamedTuple):
+    """Which of a client's examples are in its batches.
+
+    Attributes:
+        rows: Batch after batch.
+        size: Examples in a batch; the last one may have fewer.
+    """
+
+    rows: npt.NDArray[np.int64]
+    size: int
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches these are."""
+        return -(-len(self.rows) // self.size) if self.size else 0
+
+    def batches(self) -> list[npt.NDArray[np.int64]]:
+        """The rows of each batch."""
+        size = self.size
+        return [self.rows[index * size : (index + 1) * size] for index in range(self.num_batches)]
+
+
 @dataclass(frozen=True)
 class Stream:
     """How a client's examples become batches.
@@ -72,15 +95,16 @@ class Stream:
         """The batches; drawing from `rng` only when shuffling. `operator.length_hint` says how many are left."""
         return _Batches(self, prepared, self.chosen(len(prepared), rng))
 
-    def chosen(self, examples: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+    def chosen(self, examples: int, rng: np.random.Generator) -> Chosen:
         """Which of a client's examples are in each batch."""
         order = np.tile(np.arange(examples), self.local_epochs)
         if self.shuffle_buffer:
             order = shuffle(order, self.shuffle_buffer, rng)
-        size = self.batch_size
-        count = len(order) // size if self.drop_remainder else -(-len(order) // size)
-        count = min(count, self.max_batches or count)
-        return [order[index * size : (index + 1) * size] for index in range(count)]
+        if self.drop_remainder:
+            order = order[: len(order) // self.batch_size * self.batch_size]
+        if self.max_batches:
+            order = order[: self.max_batches * self.batch_size]
+        return Chosen(order, min(self.batch_size, len(order)))
 
     def _gather(self, prepared: Prepared, chosen: Tensor) -> Batch:
         inputs, targets = prepared.inputs[chosen], prepared.targets[chosen]
@@ -94,10 +118,8 @@ class Stream:
 class _Batches(Iterator[Batch]):
     """A client's batches, each made when its turn comes."""
 
-    def __init__(
-        self, stream: Stream, prepared: Prepared, chosen: list[npt.NDArray[np.int64]]
-    ) -> None:
-        self._stream, self._prepared, self._left = stream, prepared, iter(chosen)
+    def __init__(self, stream: Stream, prepared: Prepared, chosen: Chosen) -> None:
+        self._stream, self._prepared, self._left = stream, prepared, iter(chosen.batches())
 
     def __next__(self) -> Batch:
         return self._stream._gather(self._prepared, torch.from_numpy(next(self._left)))
@@ -119,10 +141,9 @@ def shuffle(
     drawn = rng.integers(buffer_size, size=len(order) - buffer_size)
     # A slot gives what was put into it when it was drawn before, or else what it held at the start.
     turns = np.argsort(drawn, kind="stable")
-    slots = drawn[turns]
-    source = slots.copy()
-    again = slots[1:] == slots[:-1]
-    source[1:][again] = buffer_size + turns[:-1][again]
+    source = drawn[turns]
+    again = source[1:] == source[:-1]
+    source[1:] = np.where(again, buffer_size + turns[:-1], source[1:])
     shuffled = np.empty_like(order)
     shuffled[turns] = order[source]
     buffer = order[:buffer_size].copy()

@@ -15,7 +15,7 @@ from client.group import can_join, join
 from simulation.grid import InProcessGrid
 from tasks.catalogue import load_task
 from tasks.metrics import MeanMetric, Metric
-from tasks.stream import Batch, Prepared
+from tasks.stream import Batch, Chosen, Prepared
 
 TASK = load_task("emnist_lr")
 
@@ -87,10 +87,10 @@ def test_a_groups_outputs_are_part_of_its_bytes(classes: int, most: int) -> None
     messages = [Message(RecordDict(), 1, MessageType.TRAIN) for _ in range(20)]
     for index, message in enumerate(messages):
         message.metadata.__dict__["_message_id"] = str(index)
-    rows = np.arange(1000).reshape(-1, 50)
+    rows = Chosen(np.arange(1000), 50)
     data = Prepared(torch.zeros(1000, 2), torch.zeros(1000, dtype=torch.int64))
     model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, classes))
-    group, failed = join(messages[0], messages[1:], lambda _: Client(data, [*rows]), model)
+    group, failed = join(messages[0], messages[1:], lambda _: Client(data, rows), model)
     assert not failed
     assert most - 3 <= len(group) <= most
 

@@ -20,7 +20,7 @@ from client.update import Result, local_update
 from settings.schema import Settings
 from tasks.catalogue import load_task
 from tasks.metrics import ACCURACY, MeanLoss, MeanMetric
-from tasks.stream import Prepared, Stream
+from tasks.stream import Chosen, Prepared, Stream
 from tasks.task import Task
 from weights.keras import build_model
 from weights.named import arrays_of, is_finite
@@ -74,7 +74,9 @@ def one_by_one(model: nn.Module, clients: list[Client], batch: int) -> list[Resu
     stream = Stream(batch)
     results = []
     for client in clients:
-        batches = [stream._gather(client.prepared, torch.from_numpy(c)) for c in client.chosen]
+        batches = [
+            stream._gather(client.prepared, torch.from_numpy(c)) for c in client.chosen.batches()
+        ]
         results.append(local_update(TASK, model, weights, batches, "sgd:lr=0.5"))
     return results
 
@@ -121,7 +123,7 @@ def test_of_equal_scores_the_first_class_is_taken(classes: int) -> None:
         for parameter in model.parameters():
             parameter.zero_()
         [*model.parameters()][1][classes // 2 :] = 1.0
-    clients[0] = replace(clients[0], chosen=clients[0].chosen[:1])
+    clients[0] = replace(clients[0], chosen=Chosen(clients[0].chosen.batches()[0], 300))
     got = by_kernel(model, clients)
     assert got is not None
     wanted = one_by_one(model, clients, 300)
@@ -163,7 +165,7 @@ def test_an_example_that_is_in_no_batch_spoils_nothing() -> None:
     """Though a batch of 4 is filled up to a block."""
     model, [client] = linear(), made((30,), 13, 3, 4)
     client.prepared.inputs[0] = float("nan")
-    client = replace(client, chosen=[np.array([1, 2, 3, 4]), np.array([5, 6, 7, 8]), np.array([9])])
+    client = replace(client, chosen=Chosen(np.arange(1, 10), 4))
     got = by_kernel(model, [client])
     assert got is not None
     [(update, _)], [(other, _)] = got, one_by_one(model, [client], 4)
@@ -180,12 +182,12 @@ def test_with_the_registers_of_avx2(features: int, classes: int, batch: int) -> 
     [client] = made((41,), features, classes, batch)
     model = linear(features, classes)
     weights, biases = initial(model).values()
-    chosen = np.concatenate(client.chosen)
+    chosen = client.chosen.rows
     outcomes = np.zeros((3, len(chosen)), np.float32)
     scores = np.zeros((batch, columns(classes, registers)), np.float32)
     data = [client.prepared.inputs.numpy(), client.prepared.targets.numpy()]
     arrays = [weights, biases, *data, chosen, outcomes, scores]
-    counts = len(client.chosen), batch, len(chosen)
+    counts = client.chosen.num_batches, batch, len(chosen)
     kernel(*counts, 0.5, *[array.ctypes.data for array in arrays])
     before = initial(model)
     [(update, sums)] = one_by_one(model, [client], batch)

@@ -16,7 +16,7 @@ from client.together import update_together
 from client.update import local_update
 from settings.schema import Settings
 from tasks.catalogue import load_task
-from tasks.stream import Batch, Prepared, Stream
+from tasks.stream import Batch, Chosen, Prepared, Stream
 from weights.keras import build_model
 from weights.layers import Activate
 from weights.named import arrays_of
@@ -111,7 +111,7 @@ def test_together_is_as_one_by_one(
 
 def test_an_activation_over_classes_stays_with_its_row() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), Activate(lambda x: torch.softmax(x, -1)))
-    clients = [Client(examples(9), [np.arange(9)]), Client(examples(5), [np.arange(5)])]
+    clients = [Client(examples(size), Chosen(np.arange(size), size)) for size in (9, 5)]
     initial = arrays_of(model)
     for client, (update, _) in zip(
         clients,
