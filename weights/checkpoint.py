@@ -44,9 +44,8 @@ def write_checkpoint(
             save_file(contiguous, file, metadata=metadata)
         except SafetensorError as error:  # the system's, in safetensors' words
             raise OSError(str(error)) from error
-        file.chmod(
-            0o666 & ~_MASK
-        )  # safetensors makes a file of its own, which nobody else may read
+        # safetensors makes a file of its own, which nobody else may read.
+        file.chmod(0o666 & ~_MASK)
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from settings.errors import InputError
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}|\.tmp[0-9A-Za-z]{6}")
+"""Our own, and those that safetensors writes into before it gives them our names."""
 
 
 def check_place(path: Path) -> None:
@@ -136,7 +137,7 @@ def _sync(path: Path) -> None:
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Delete what `replacing` left anywhere in a folder when its process was killed."""
+    """Delete what `replacing` and safetensors left anywhere in a folder when their process was killed."""
     for path in folder.rglob(".*"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -139,7 +139,19 @@ def test_a_file_system_that_cannot_sync_a_folder_will_do(
 
 def test_only_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     left = [tmp_path / ".a.safetensors.0123abcd", tmp_path / "deep/er/.b.ffffffff"]
-    names = (".hidden", ".a.0123abc", ".a.0123abcde", ".a.0123ABCD", "a.0123abcd", ".0123abcd")
+    left.append(tmp_path / "deep/.tmpmjq7cO")
+    names = (
+        ".tmpmjq7c",
+        ".tmpmjq7cOO",
+        ".tmp-jq7cO",
+        "atmpmjq7cO",
+        ".hidden",
+        ".a.0123abc",
+        ".a.0123abcde",
+        ".a.0123ABCD",
+        "a.0123abcd",
+        ".0123abcd",
+    )
     kept = [tmp_path / name for name in names]
     (tmp_path / "deep/er").mkdir(parents=True)
     for path in left + kept:
