@@ -28,9 +28,10 @@ _SMALL = 2**20
 class Saver:
     """Writes rounds' logs and checkpoints, one round at a time: they are behind by one round at most.
 
-    The end of this process undoes nothing of it, the end of the machine at most a second: with a round a second or
-    less all of it is on the disk, and with more that and the JSON file, which holds all rounds, are done once a
-    second. As a context manager it leaves all of it done.
+    The end of this process undoes nothing of it, the end of the machine at most the rounds of a second: once a second,
+    or every round where that takes longer, the disk is waited for until it has history and checkpoint, and the JSON
+    file, which holds all rounds, is written. When the disk gets that and TensorBoard's file is left to the system. As a
+    context manager it leaves all of it done.
 
     Args:
         folder: Of the checkpoints.
