@@ -17,6 +17,7 @@ from tasks.task import Task
 from weights.layers import Dense, linear
 from weights.named import NamedArrays
 from weights.optimizers import is_plain_sgd, make_optimizer
+from weights.processor import registers
 
 
 class _Kernel(NamedTuple):
@@ -117,13 +118,9 @@ def _fits(client: Client, features: int, classes: int) -> bool:
 
 @functools.cache
 def _kernel(features: int, classes: int) -> _Kernel | None:
-    try:
-        # Not before there is work for it: to load LLVM takes a while.
-        from weights.llvm import registers
-        from weights.regression_kernel import columns, training
-    except ImportError:
-        return None
     vectors = registers()
     if vectors is None:
         return None
+    from weights.regression_kernel import columns, training
+
     return _Kernel(training(features, classes, vectors), columns(classes, vectors))

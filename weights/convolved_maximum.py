@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from weights.processor import registers
+
 Kernel = Callable[..., None]
 
 
@@ -87,15 +89,11 @@ def _kernel(
     height: int, width: int, windows: int, filters: int, channels: int, rows: int, columns: int
 ) -> Kernel | None:
     """The gradients' kernel for such images, over tensors; None where there is none."""
-    try:
-        # Not before there is work for it: to load LLVM takes a while.
-        from weights.llvm import registers
-        from weights.sparse_kernel import Sizes, gradients, scratch
-    except ImportError:
-        return None
     vectors = registers()
     if vectors is None or channels % vectors.lanes:
         return None
+    from weights.sparse_kernel import Sizes, gradients, scratch
+
     sizes = Sizes(height, width, windows, channels, filters, rows, columns)
     compiled, needs = gradients(sizes, vectors), scratch(sizes)
 

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
 from weights.optimizers import is_plain_sgd
+from weights.processor import multiplies_bfloat16
 
 _LEAST_WEIGHTS, _MOST_ROWS = 2**19, 64
 """From so many weights on, and up to so many rows, the passes over the weights count more than the products."""
@@ -135,10 +136,8 @@ class _Linear(torch.autograd.Function):
 
 @functools.cache
 def _kernel(features: int) -> Kernel | None:
-    try:
-        # Not before there is work for it: to load LLVM takes a while.
-        from weights.descent_kernel import LANES, descent
-        from weights.llvm import multiplies_bfloat16
-    except ImportError:
+    if not multiplies_bfloat16():
         return None
-    return descent() if multiplies_bfloat16() and not features % LANES else None
+    from weights.descent_kernel import LANES, descent
+
+    return None if features % LANES else descent()

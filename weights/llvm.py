@@ -1,13 +1,14 @@
 """Machine code for the processor at hand, for what torch has no operator: LLVM's assembly, which `Code` writes.
 
-llvmlite brings LLVM along, so that no machine needs a compiler; where it is missing, importing this raises ImportError.
+llvmlite brings LLVM along, so that no machine needs a compiler; where it is missing, importing this raises ImportError:
+ask `weights.processor` first.
 """
 
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -16,27 +17,6 @@ INDEX, INT, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 Value = Any
 
 _compiling = threading.Lock()
-
-
-class Registers(NamedTuple):
-    """A processor's vector registers: floats in one, and how many there are."""
-
-    lanes: int
-    number: int
-
-
-def registers(features: dict[str, bool] | None = None) -> Registers | None:
-    """Those of a processor with these features, or of this one; None for a kind that has not been tried."""
-    has = llvm.get_host_cpu_features() if features is None else features
-    if has.get("avx512f"):
-        return Registers(16, 32)
-    return Registers(8, 16) if has.get("avx2") and has.get("fma") else None
-
-
-def multiplies_bfloat16(features: dict[str, bool] | None = None) -> bool:
-    """Whether such a processor, or this one, adds up products of bfloat16 in AVX-512's registers."""
-    has = llvm.get_host_cpu_features() if features is None else features
-    return bool(has.get("avx512bf16"))
 
 
 def index_of(value: Value) -> Value:

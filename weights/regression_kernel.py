@@ -6,7 +6,8 @@ A step is a few microseconds of arithmetic; to start its operations one by one t
 from collections.abc import Callable
 from typing import NamedTuple
 
-from weights.llvm import FLOAT, INDEX, Code, Registers, Value
+from weights.llvm import FLOAT, INDEX, Code, Value
+from weights.processor import Registers
 
 _MOST_CLASSES = 10
 """Classes of a block, each of which has a sum in a register."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import NamedTuple
 
-from weights.llvm import FLOAT, INDEX, INT, Code, Registers, Value
+from weights.llvm import FLOAT, INDEX, INT, Code, Value
+from weights.processor import Registers
 
 _INPUT_BLOCK = 10
 """Vectors of an input's gradient that are in registers at once: few, so that what they need of all filters' weights

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from client import regression as module
 from client.crew import Crew
 from client.data import Client
 from client.regression import _kernel, regression
@@ -24,10 +25,10 @@ from tasks.stream import Chosen, Prepared, Stream
 from tasks.task import Task
 from weights.keras import build_model
 from weights.named import arrays_of, is_finite
+from weights.processor import registers
 
-llvm = pytest.importorskip("weights.llvm", reason="llvmlite is not installed")
-if llvm.registers() is None:
-    pytest.skip("a processor without AVX2", allow_module_level=True)
+if registers() is None:
+    pytest.skip("no llvmlite, or a processor without AVX2", allow_module_level=True)
 
 TASK = load_task("emnist_lr")
 
@@ -177,14 +178,15 @@ def test_an_example_that_is_in_no_batch_spoils_nothing() -> None:
 def test_with_the_registers_of_avx2(features: int, classes: int, batch: int) -> None:
     from weights.regression_kernel import columns, training
 
-    registers = llvm.registers({"avx2": True, "fma": True})
-    kernel = training(features, classes, registers, cpu="haswell", target="+avx2,+fma")
+    vectors = registers({"avx2": True, "fma": True})
+    assert vectors is not None
+    kernel = training(features, classes, vectors, cpu="haswell", target="+avx2,+fma")
     [client] = made((41,), features, classes, batch)
     model = linear(features, classes)
     weights, biases = initial(model).values()
     chosen = client.chosen.rows
     outcomes = np.zeros((3, len(chosen)), np.float32)
-    scores = np.zeros((batch, columns(classes, registers)), np.float32)
+    scores = np.zeros((batch, columns(classes, vectors)), np.float32)
     data = [client.prepared.inputs.numpy(), client.prepared.targets.numpy()]
     arrays = [weights, biases, *data, chosen, outcomes, scores]
     counts = client.chosen.num_batches, batch, len(chosen)
@@ -213,11 +215,10 @@ def test_examples_that_the_kernel_does_not_read_are_torchs(monkeypatch: pytest.M
         assert by_kernel(model, [client, replace(client, prepared=other)]) is None
     assert by_kernel(linear().double(), [client]) is None
     with monkeypatch.context() as without:
-        without.setattr(llvm, "registers", lambda: None)
+        without.setattr(module, "registers", lambda: None)
         _kernel.cache_clear()
         assert by_kernel(model, [client]) is None
-    monkeypatch.setitem(sys.modules, "weights.llvm", None)
-    monkeypatch.delitem(sys.modules, "weights.regression_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
     _kernel.cache_clear()
     assert by_kernel(model, [client]) is None
     _kernel.cache_clear()

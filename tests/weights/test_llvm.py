@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from weights.processor import registers
+
 llvm = pytest.importorskip("weights.llvm", reason="llvmlite is not installed")
-if llvm.registers() is None:
+if (found := registers()) is None:
     pytest.skip("a processor without AVX2", allow_module_level=True)
-LANES = llvm.registers().lanes
+LANES = found.lanes
 
 
 def test_the_exponential_is_within_two_units_in_the_last_place() -> None:
@@ -47,16 +49,3 @@ def test_a_loop_hands_its_values_on() -> None:
     code.compiled()(len(values), values.ctypes.data, got.ctypes.data)
     assert (got[0] == values.sum()).all()
     assert (got[1] == values.max(1).sum()).all()
-
-
-@pytest.mark.parametrize(
-    ("features", "wanted"),
-    [
-        ({"avx512f": True, "avx2": True, "fma": True}, (16, 32)),
-        ({"avx2": True, "fma": True}, (8, 16)),
-        ({"avx2": True}, None),
-        ({"neon": True}, None),
-    ],
-)
-def test_registers(features: dict[str, bool], wanted: tuple[int, int] | None) -> None:
-    assert llvm.registers(features) == wanted
