@@ -155,7 +155,8 @@ class InProcessGrid(Grid):
 
     def load_states(self, folder: Path, server_round: int) -> None:
         """Let nodes remember what they did after that round."""
-        for node_id, state in NodeStates(folder).load(server_round).items():
+        self._states = NodeStates(folder)
+        for node_id, state in self._states.load(server_round).items():
             self._contexts[node_id].state = state
 
     def _deliver(self, message: Message) -> Message:

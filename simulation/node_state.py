@@ -57,7 +57,9 @@ class NodeStates:
             if versions:
                 arrays, _ = read_checkpoint(versions[-1])
                 node_id, name = int(place.parent.name), unquote(place.name)
-                states.setdefault(node_id, RecordDict())[name] = pack(arrays)
+                record = pack(arrays)
+                states.setdefault(node_id, RecordDict())[name] = record
+                self._written[node_id, name] = [array.data for array in record.values()]
         for file in later:
             file.unlink()
         return states

@@ -230,6 +230,23 @@ def test_node_states_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     assert loaded(tmp_path) == (3, [3, 10])
 
 
+def test_a_resumed_run_writes_the_states_that_change(tmp_path: Path) -> None:
+    """What it has read is on disk already: the residuals of all clients may be gigabytes."""
+    nodes = Nodes()
+    nodes.remember(0, 1)
+    nodes.remember(1, 10)
+    saved(tmp_path, 1, Settings(), nodes)
+    resumed = Nodes()
+    resumed.load_states(tmp_path / "states", 1)
+    resumed.remember(0, 2)
+    saved(tmp_path, 2, Settings(), resumed)
+    files = sorted(tmp_path.glob("states/*/kept/*"))
+    assert [file.name for file in files] == [
+        f"round-00000{number}.safetensors" for number in (1, 2, 1)
+    ]
+    assert loaded(tmp_path) == (2, [2, 10])
+
+
 def test_node_states_of_all_kept_checkpoints_are_kept(tmp_path: Path) -> None:
     """Also where rounds lie between the checkpoints, because the disk was full."""
     nodes = Nodes()
