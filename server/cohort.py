@@ -6,7 +6,7 @@ import numpy as np
 
 from server.directory import Directory
 from settings.errors import InputError, unknown
-from settings.schema import Settings
+from settings.schema import Settings, number_in
 
 
 class Cohort:
@@ -33,18 +33,8 @@ class Cohort:
             )
 
     def _read_size(self, text: str, flag: str) -> int:
-        if text == "all":
-            return len(self._ids)
-        try:
-            size = int(text)
-        except ValueError:
-            raise InputError(f"{flag} must be a number of clients or all, not {text!r}") from None
-        if size < 1:
-            raise InputError(
-                f"{flag} {size} is an empty cohort: at least one client must take part"
-            )
         # More than there are is everybody, so that one command serves small and large populations.
-        return min(size, len(self._ids))
+        return min(number_in(text, flag) or len(self._ids), len(self._ids))
 
     def train(self, server_round: int) -> list[str]:
         """Ids of the clients that are asked in a round (1, 2, ...): sorted, or as the user named them."""

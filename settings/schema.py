@@ -42,7 +42,11 @@ class Settings:
     )
     deadline: int = option(3600, "seconds after which a round closes without what has not come")
     min_replies: int = option(1, "replies under which a round leaves the model as it is")
-    client_ids: str = option("", "train exactly these clients in every round", metavar="A,B,...")
+    client_ids: str = option(
+        "",
+        "train exactly these clients in every round (empty: a sample of --cohort)",
+        metavar="A,B,...",
+    )
     min_available_nodes: int = option(
         1, "nodes to wait for before the first round (nodes with a partition-id say it themselves)"
     )
@@ -126,6 +130,8 @@ class Settings:
             raise InputError("--resume needs --logdir: the folder of the run to go on with")
         if self.client_ids and not self.named_clients():
             raise InputError(f"--client-ids {self.client_ids!r} names nobody")
+        number_in(self.cohort, "--cohort")
+        number_in(self.eval_cohort or self.cohort, "--eval-cohort")
         if self.seed >= 2**63:
             raise InputError(f"--seed must be under 2^63, but is {self.seed}")
         for name in ("rounds", "local_epochs", "over_select", "deadline", "min_replies"):
@@ -160,12 +166,21 @@ class Settings:
 
     def clients_a_round(self) -> int:
         """Clients that train in a round, 0 for all there are."""
-        return len(self.named_clients()) or (int(self.cohort) if self.cohort.isdecimal() else 0)
+        return len(self.named_clients()) or number_in(self.cohort, "--cohort")
 
 
 def names_in(text: str) -> list[str]:
     """`A,B` as a list."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def number_in(text: str, flag: str) -> int:
+    """A number of clients, given as `N|all`: 0 for all there are. InputError for anything else."""
+    if text == "all":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{flag} must be a number of clients, 1 or more, or all, not {text!r}")
+    return int(text)
 
 
 def key_of(item: Field[Any]) -> str:

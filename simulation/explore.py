@@ -13,8 +13,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from settings.errors import InputError, shorten, unknown
-from settings.schema import Settings
+from settings.errors import shorten, unknown
+from settings.schema import Settings, number_in
 from simulation import pictures
 from simulation.figures import drawing, write_png
 from simulation.survey import (
@@ -79,11 +79,8 @@ def explore(settings: Settings, split: Split, clients: str) -> None:
 
 def _drawn(population: Population, clients: str, seed: int) -> Iterable[str]:
     ids = population.client_ids
-    if clients == "all":
-        return ids
-    if not clients.isdecimal() or int(clients) < 1:
-        raise InputError(f"--clients must be a number of clients or all, not {clients!r}")
-    drawn = np.random.default_rng(seed).permutation(len(ids))[: int(clients)]
+    number = number_in(clients, "--clients") or len(ids)
+    drawn = np.random.default_rng(seed).permutation(len(ids))[:number]
     return [ids[index] for index in drawn]
 
 

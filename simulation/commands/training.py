@@ -54,7 +54,7 @@ def run(**values: Any) -> None:
     init="checkpoint to evaluate (Keras or fedferry's .safetensors; `dickens`: downloaded). Without it: the "
     "task's own checkpoint (shakespeare: Dickens), or a model drawn from --seed",
     cohort="clients that evaluate, drawn once",
-    client_ids="evaluate on exactly these clients",
+    client_ids="evaluate on exactly these clients (empty: a sample of --cohort)",
     seed="seed of the initial model and of which clients are drawn",
     json="write the metrics here",
 )

@@ -1,5 +1,6 @@
 """The settings of a run, as Flower's run config has them."""
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_flower_knows_the_types_of_every_setting() -> None:
         ({"over-select": 0.5}, "--over-select must be at least 1"),
         ({"deadline": 0}, "--deadline must be at least 1"),
         ({"resume": True}, "^--resume needs --logdir"),
+        (
+            {"cohort": "many"},
+            "^--cohort must be a number of clients, 1 or more, or all, not 'many'$",
+        ),
+        ({"cohort": "0"}, "^--cohort must be .*, not '0'$"),
+        ({"cohort": "-3"}, "^--cohort must be .*, not '-3'$"),
+        ({"cohort": "1_000"}, "^--cohort must be .*, not '1_000'$"),
+        ({"cohort": ""}, "^--cohort must be .*, not ''$"),
+        ({"eval-cohort": "1.5"}, "^--eval-cohort must be .*, not '1.5'$"),
     ],
 )
 def test_mistakes(config: dict[str, Any], said: str) -> None:
@@ -56,6 +66,18 @@ def test_mistakes(config: dict[str, Any], said: str) -> None:
 def test_named_clients() -> None:
     assert Settings().named_clients() == []
     assert Settings(client_ids=" b, a ,,").named_clients() == ["b", "a"]
+
+
+def test_help_says_what_is_taken_where_nothing_is_given() -> None:
+    for item in fields(Settings):
+        if item.default == "" and item.name not in ("save", "json"):
+            assert re.search("empty|Without it", item.metadata["help"]), item.name
+
+
+def test_clients_a_round() -> None:
+    assert Settings(cohort="25").clients_a_round() == 25
+    assert Settings(cohort="all").clients_a_round() == 0
+    assert Settings(cohort="25", client_ids="a,b").clients_a_round() == 2
 
 
 def test_a_task_is_named_and_not_given() -> None:

@@ -62,7 +62,7 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run emnist_lr --rounds many", ["--rounds", "many"]),
         ("run emnist_lr --rounds 0", ["--rounds"]),
         ("run emnist_lr --weighting fair", ["fair", "examples", "uniform"]),
-        ("run emnist_lr --cohort 0", ["empty cohort"]),
+        ("run emnist_lr --cohort 0", ["--cohort", "1 or more", "'0'"]),
         ("run emnist_lr --cohort most", ["--cohort", "most"]),
         ("run emnist_lr --client-ids synthetic_0007", ["nearest are synthetic_000"]),
         ("run emnist_lr --batch-size -1", ["--batch-size", "-1"]),
