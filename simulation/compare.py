@@ -11,6 +11,7 @@ from rich.table import Table
 from server.record import METRICS
 from settings.errors import InputError, unknown
 from simulation.figures import drawing, new_figure, write_png
+from weights.files import check_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,13 +56,12 @@ def read_run(path: Path) -> Run:
         InputError: Neither, or not a file of ours, or a run without a finished round.
     """
     file = path / METRICS if path.is_dir() else path
+    check_file(file)
     try:
         content = json.loads(file.read_text())
         run = Run(
             path.stem if path.is_file() else path.name, content["settings"], content["rounds"]
         )
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{file} is not the JSON file of a run") from None
     if not run.rounds:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from settings.errors import InputError, unknown
+from weights.files import check_file
 
 Examples = dict[str, npt.NDArray[Any]]
 """One client's examples: feature name -> array whose leading dimension counts the examples."""
@@ -100,10 +101,7 @@ def open_population(path: str | Path, split: Split) -> Population:
 
         return open_hub(str(path).removeprefix(HUB), split)
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file in it")
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
+    check_file(path)
     if path.name.endswith((".sqlite", ".lzma")) or _starts_like_sqlite(path):
         # As `tasks.hub`.
         from tasks.sqlite import open_sqlite
@@ -142,11 +140,8 @@ def only_in(pid: int, action: Callable[[], object]) -> None:
 
 
 def _starts_like_sqlite(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(16) == b"SQLite format 3\0"
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 def _file_of_split(path: Path, split: Split) -> Path:

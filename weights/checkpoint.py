@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from settings.errors import InputError
-from weights.files import replacing
+from weights.files import check_file, replacing
 from weights.named import Array, NamedArrays, fingerprint
 
 _HEADER = "fedferry"
@@ -54,8 +54,7 @@ def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
     Raises:
         InputError: No such file, a damaged one, or a safetensors file of somebody else's.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             said = (file.metadata() or {}).get(_HEADER)

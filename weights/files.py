@@ -16,6 +16,22 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}|\.tmp[0-9A-Za-z]{6}")
 """Our own, and those that safetensors writes into before it gives them our names."""
 
 
+def check_file(path: Path) -> None:
+    """Raise InputError if `path` is not a file that can be read: data, a checkpoint, a log."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: a device, not a file")
+
+
 def check_place(path: Path) -> None:
     """Raise InputError if `path` cannot be written: better said before the work than after. Touches nothing."""
     _check_replaceable(path)

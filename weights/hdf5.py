@@ -37,8 +37,6 @@ def open_hdf5(source: str | IO[bytes], where: str, mode: str = "r") -> Iterator[
     """
     try:
         file = h5py.File(source, mode)
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
     except OSError as error:
         raise InputError(f"{where}: not a readable HDF5 file: {_line(error)}") from error
     with file:

@@ -20,7 +20,7 @@ from pathlib import Path
 import h5py
 
 from settings.errors import InputError
-from weights.files import replacing
+from weights.files import check_file, replacing
 from weights.hdf5 import contents, names, open_hdf5, text
 from weights.keras_arrays import Variable
 from weights.keras_config import Config, normalised, parsed
@@ -191,8 +191,7 @@ def _members(path: Path) -> dict[str, bytes]:
 
     Nothing is unpacked to disk. Raises an InputError if it is damaged, a bomb, or not Keras's.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    check_file(path)
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return {}

@@ -48,7 +48,7 @@ def test_a_node_with_a_file_of_its_own(writers: str, tmp_path: object) -> None:
     ("config", "said"),
     [
         ({"client-ids": "a,zoe"}, "unknown client id in the node config 'zoe'"),
-        ({"data": "/no/such.h5"}, "no such file: /no/such.h5"),
+        ({"data": "/no/such.h5"}, "/no/such.h5: no such file"),
         ({"client_ids": "a"}, "unknown node config key 'client_ids': .*client-ids"),
         ({"client-ids": "a", "partition-id": 0, "num-partitions": 1}, "not both"),
         ({"partition-id": 2, "num-partitions": 2}, "partition-id 2 must be under"),

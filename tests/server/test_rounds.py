@@ -139,7 +139,7 @@ def test_all_clients_failing_ends_the_run(
         ({"server_optimizer": "sgd"}, "server optimizer sgd needs lr"),
         ({"client_ids": "z"}, "unknown client id 'z'"),
         ({"task": "no_such"}, "unknown task 'no_such'"),
-        ({"data": "/no/such.h5"}, "no such file: /no/such.h5"),
+        ({"data": "/no/such.h5"}, "/no/such.h5: no such file"),
         ({"init": "/no/such.h5"}, "/no/such.h5"),
         ({"save": "model.h5"}, "cannot write model.h5: a Keras file is a copy"),
     ],

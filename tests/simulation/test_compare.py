@@ -70,7 +70,7 @@ def test_the_picture_shows_the_accuracy_or_else_the_loss(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read"), ("{", "not the JSON file"), ('{"rounds": []}', "not the JSON file")],
+    [(None, "no such file"), ("{", "not the JSON file"), ('{"rounds": []}', "not the JSON file")],
 )
 def test_what_is_not_a_run(tmp_path: Path, content: str | None, said: str) -> None:
     file = tmp_path / "x.json"

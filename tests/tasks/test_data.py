@@ -141,7 +141,7 @@ def write_bad(tmp_path: Path, fault: str) -> Path:
     ("fault", "said"),
     [
         ("missing", "no such file"),
-        ("not a file", "is a folder"),
+        ("not a file", "a folder, not a file"),
         ("text", "damaged, or not an HDF5 or SQLite file"),
         ("empty", "damaged, or not an HDF5 or SQLite file"),
         ("truncated", "truncated file"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from settings.errors import InputError
-from weights.files import Growing, check_place, clear_temporaries, replacing
+from weights.files import Growing, check_file, check_place, clear_temporaries, replacing
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -71,6 +71,28 @@ def test_what_cannot_be_replaced_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match=f"{tmp_path} is not a folder that takes files"):
         check_place(tmp_path / "new/deep")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    check_file(tmp_path / "file")
+    for name, said in (
+        ("nope", "no such file"),
+        ("file/below", "no such file"),
+        ("", "a folder, not a file"),
+        ("pipe", "a device, not a file"),
+        ("n" * 300, "cannot be read: File name too long"),
+    ):
+        with pytest.raises(InputError, match=f"{name}: {said}$"):
+            check_file(tmp_path / name)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # whoever tests as root may read everything
+    with pytest.raises(InputError, match=r"file: cannot be read: Permission denied$"):
+        check_file(tmp_path / "file")
 
 
 def test_what_cannot_be_appended_is_appended_later(
