@@ -14,7 +14,8 @@ from client.crew import Crew, Work
 from client.data import Client, population, prepared
 from client.group import can_join, join
 from client.lookahead import Lookahead
-from client.mods import compress, reply_again, time_limit
+from client.mods import compress, reply_again
+from client.time_limit import time_limit
 from client.together import update_together
 from client.update import Result, local_update
 from settings.errors import InputError, unknown
@@ -29,7 +30,7 @@ from weights.wire import pack, records, unpack
 
 _NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
 
-app = ClientApp(mods=[time_limit])
+app = ClientApp()
 lookahead = Lookahead()
 _crew = Crew()
 
@@ -38,9 +39,11 @@ _crew = Crew()
 def announce(message: Message, context: Context) -> Message:
     """Tell which clients' data this node holds, and which share of the population that is."""
     partition, partitions = _share(context)
+    with time_limit(message.metadata.ttl):
+        served = _served(_settings(context), context)
     clients = ConfigRecord(
         {
-            "client-ids": _served(_settings(context), context),
+            "client-ids": served,
             "partition-id": partition,
             "num-partitions": partitions,
         }
@@ -53,7 +56,8 @@ def train(message: Message, context: Context) -> Message:
     """Train the broadcast model on one client's examples; reply with the model update."""
     result = lookahead.take(message)
     if result is None:
-        result = _trained(message, _Request(message, context, default_split="train"))
+        with time_limit(message.metadata.ttl):
+            result = _trained(message, _Request(message, context, default_split="train"))
     return _reply(message, *result)
 
 
@@ -99,14 +103,16 @@ def _with_peers(
 @app.evaluate()
 def evaluate_model(message: Message, context: Context) -> Message:
     """Evaluate the broadcast model on one client's examples of the split that the message names."""
-    request = _Request(message, context, default_split="test")
+    with time_limit(message.metadata.ttl):
+        request = _Request(message, context, default_split="test")
 
-    def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
-        load_arrays(model, request.weights, "the broadcast model")
-        return {}, evaluate(request.task, model, batches)
+        def work(model: nn.Module, batches: Iterable[Batch]) -> Result:
+            load_arrays(model, request.weights, "the broadcast model")
+            return {}, evaluate(request.task, model, batches)
 
-    stream = request.stream(1, request.settings.eval_batches, shuffles=False)
-    return _reply(message, *_result(message, request, stream, work))
+        stream = request.stream(1, request.settings.eval_batches, shuffles=False)
+        result = _result(message, request, stream, work)
+    return _reply(message, *result)
 
 
 def _result(message: Message, request: "_Request", stream: Stream, work: Work) -> Result:

@@ -1,13 +1,11 @@
-"""Flower mods: the client's half of compression, which zeroes, clips and encodes the update, a time limit,
-and the reply to a message that comes again.
+"""Flower mods: the client's half of compression, which zeroes, clips and encodes the update, and the reply to a
+message that comes again.
 
 What compression does is in the `compression` config of the message that `server.compression` sent; a message
 without one passes through unchanged. So a ClientApp that carries this mod works with and without it.
 """
 
 import json
-import signal
-import threading
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -21,26 +19,6 @@ from weights.codecs.catalogue import decode_arrays, encode_arrays, make_codecs
 from weights.codecs.codec import Codec
 from weights.named import NamedArrays, is_finite, l2_norm, linf_norm
 from weights.wire import AGAIN, COMPRESSION, claimed, pack, records, unpack
-
-
-def time_limit(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Give a message up after its time to live, when the server has given it up too.
-
-    A SuperNode works on one message at a time: a client that hangs would keep it from all later rounds.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return call_next(message, context)  # no signals there
-
-    def expired(*_: object) -> None:
-        raise TimeoutError(f"not done after the {message.metadata.ttl:.0f} s that the server waits")
-
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, message.metadata.ttl)
-    try:
-        return call_next(message, context)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def compress(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -1,15 +1,11 @@
-"""Whom a node serves, by its node config; and that no client keeps it for ever."""
-
-import time
+"""Whom a node serves, by its node config."""
 
 import h5py
 import numpy as np
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
-from flwr.clientapp import ClientApp
+from flwr.app import UserConfig
 
 from client.app import app as client_app
-from client.mods import time_limit
 from server.directory import Directory
 from settings.errors import InputError
 from simulation.grid import InProcessGrid
@@ -62,19 +58,3 @@ def test_mistakes_in_a_node_config(config: UserConfig, said: str, writers: str) 
 def test_clients_of_two_nodes_may_not_overlap(writers: str) -> None:
     with pytest.raises(InputError, match="two nodes serve client 'a'"):
         served(nodes(writers, {"client-ids": "a,b"}, {"client-ids": "a"}))
-
-
-def test_a_client_that_hangs_gives_up_with_the_server() -> None:
-    app = ClientApp(mods=[time_limit])
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        time.sleep(60)
-        return Message(RecordDict(), reply_to=message)
-
-    grid = InProcessGrid(app, {})
-    message = Message(RecordDict(), grid.get_node_ids()[0], MessageType.TRAIN, ttl=0.2)
-    started = time.monotonic()
-    (reply,) = grid.send_and_receive([message])
-    assert time.monotonic() - started < 10
-    assert "TimeoutError: not done after the 0 s that the server waits" in str(reply.error.reason)

@@ -1,8 +1,6 @@
 """The client's half of compression: zeroing, clipping, and what encoding lost."""
 
 import json
-import signal
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
-from client.mods import compress, reply_again, time_limit, zero_and_clip
+from client.mods import compress, reply_again, zero_and_clip
 from simulation.grid import InProcessGrid
 from weights.wire import pack
 
@@ -161,14 +159,3 @@ def test_what_an_update_that_is_not_finite_says_of_its_norm() -> None:
 def test_a_message_that_asks_for_nothing_passes() -> None:
     reply = compress(Message(RecordDict(), 2, "train"), node(), replying(1.0))
     assert list(reply.content) == ["arrays"]
-
-
-def test_a_time_limit_leaves_nothing_behind() -> None:
-    before = signal.getsignal(signal.SIGALRM)
-    message = Message(RecordDict(), 2, "train", ttl=60.0)
-    assert list(time_limit(message, node(), replying(1.0)).content) == ["arrays"]
-    left = signal.setitimer(signal.ITIMER_REAL, 0)
-    assert (left, signal.getsignal(signal.SIGALRM)) == ((0.0, 0.0), before)
-    # Signals reach the main thread alone: elsewhere there is no limit.
-    with ThreadPoolExecutor(1) as pool:
-        assert not pool.submit(time_limit, message, node(), replying(1.0)).result().has_error()
