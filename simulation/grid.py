@@ -5,9 +5,9 @@ its `Context.state` from message to message, an exception becomes an error reply
 state changes, and a message past its time to live is not delivered.
 """
 
+import itertools
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
@@ -74,6 +74,8 @@ class InProcessGrid(Grid):
             )
             for index, config in enumerate(node_configs)
         }
+        drawn = secrets.token_hex(8)
+        self._ids = (f"{drawn}-{number:019d}" for number in itertools.count())
         self._pending: dict[str, Message] = {}
         self._states: NodeStates | None = None
         self.set_run(run)
@@ -109,7 +111,7 @@ class InProcessGrid(Grid):
         """Take messages for delivery and give each its id."""
         ids = []
         for message in messages:
-            message_id = str(uuid.uuid4())
+            message_id = next(self._ids)
             message.metadata.__dict__["_message_id"] = message_id
             self._pending[message_id] = _sent(message)
             ids.append(message_id)
@@ -163,7 +165,7 @@ class InProcessGrid(Grid):
         reply = self._call_client(message)
         if not reply.has_error() and _expired(message):
             reply = _error(message, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "the reply came too late")
-        reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        reply.metadata.__dict__["_message_id"] = next(self._ids)
         return reply
 
     def _call_client(self, message: Message) -> Message:
