@@ -58,7 +58,7 @@ def real_update(data: str) -> tuple[NamedArrays, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="sample", help="TFF's EMNIST layout, or sample")
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     update, training = real_update(options.data)
     flat = np.concatenate([array.ravel() for array in update.values()])
