@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from deploy.flower import BIN, COMPLETED, config_words, flwr, read_settings, write_connection
-from settings.errors import InputError
+from settings.errors import InputError, counted
 from settings.schema import Value
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,9 +221,8 @@ def federate(
 ) -> bool:
     """Start everything, run the app once, print its log and the verdict; whether it was `COMPLETED`."""
     with Loopback(out) as loopback:
-        print(
-            f"a SuperLink and {len(node_configs)} SuperNodes on loopback; logs in {out}", flush=True
-        )
+        nodes = counted(len(node_configs), "SuperNode")
+        print(f"a SuperLink and {nodes} on loopback; logs in {out}", flush=True)
         loopback.start(node_configs)
         run_id = loopback.submit(config)
         loopback.follow(run_id, timeout)

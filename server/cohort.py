@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from server.directory import Directory
-from settings.errors import InputError, unknown
+from settings.errors import InputError, counted, unknown
 from settings.schema import Settings, number_in
 
 
@@ -28,8 +28,8 @@ class Cohort:
         self._evaluates_named = bool(self._named) and not settings.eval_cohort
         if settings.min_replies > self.enough:
             raise InputError(
-                f"--min-replies {settings.min_replies} is over the {self.enough} clients that a round "
-                "waits for: every round would leave the model as it is"
+                f"--min-replies {settings.min_replies} is over the {counted(self.enough, 'client')} "
+                "that a round waits for: every round would leave the model as it is"
             )
 
     def _read_size(self, text: str, flag: str) -> int:

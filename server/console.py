@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.record import Metrics, RoundRecord
+from settings.errors import counted
 from settings.schema import Settings
 from tasks.task import Task
 
@@ -74,7 +75,8 @@ class Console:
         """Say what is going to run, and how the model does before it."""
         settings = self._settings
         self._print(
-            f"{task.name}: {settings.rounds} rounds, {self._clients} clients a round, "
+            f"{task.name}: {counted(settings.rounds, 'round')}, "
+            f"{counted(self._clients, 'client')} a round, "
             f"batch {settings.batch_size}, {settings.client_optimizer} on clients, "
             f"{settings.server_optimizer} on the server",
             soft_wrap=True,

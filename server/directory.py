@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from server.post import Post, error_reason
-from settings.errors import InputError, few
+from settings.errors import InputError, counted, few
 from weights.wire import WireError, records
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
@@ -152,13 +152,14 @@ class Directory:
         said = []
         if answered < min_nodes:
             said.append(
-                f"{min_nodes} nodes: {len(self._asked)} are connected, {answered} of them answered"
+                f"{counted(min_nodes, 'node')}: {len(self._asked)} connected, {answered} of them answered"
             )
         served = set(self._shares.values())
         for number in sorted({number for _, number in served if number > 1}):
             absent = [index for index in range(number) if (index, number) not in served]
             if absent:
-                said.append(f"nodes with partition-id {few(absent)} of {number}")
+                nodes = counted(len(absent), "node")
+                said.append(f"{nodes} with partition-id {few(absent)} of {number}")
         return " and ".join(said)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import MetricRecord, RecordDict
 
-from settings.errors import few
+from settings.errors import counted, few
 from tasks.metrics import ALWAYS, Metric, Sums
 from weights.wire import Record, WireError, records
 
@@ -57,7 +57,9 @@ class Claims:
         if not isinstance(values, list):
             raise WireError(f"metric {name} is not a list of sums, but {type(values).__name__}")
         if len(values) != self._num_sums[name]:
-            raise WireError(f"metric {name} has {len(values)} sums, not {self._num_sums[name]}")
+            raise WireError(
+                f"metric {name} has {counted(len(values), 'sum')}, not {self._num_sums[name]}"
+            )
         return [float(value) for value in values]
 
     def _check_counts(self, record: MetricRecord) -> None:
@@ -70,14 +72,16 @@ class Claims:
         if examples is None:
             raise WireError("the reply does not say how many examples it stands for")
         if "num-examples" in record and record["num-examples"] != examples:
-            raise WireError(f"it stands for {examples} examples, or {record['num-examples']}")
+            said = counted(examples, "example")
+            raise WireError(f"it stands for {said}, or {record['num-examples']}")
         if batches is None:
             raise WireError("the reply does not say how many batches (num_batches) it stands for")
         if self.max_batches and batches > self.max_batches:
             raise WireError(f"it claims {batches} batches: more than --max-batches allows")
         if self.batch_size and examples > batches * self.batch_size:
             raise WireError(
-                f"it claims {examples} examples in {batches} batches of {self.batch_size} at most"
+                f"it claims {counted(examples, 'example')} in "
+                f"{counted(batches, 'batch', 'batches')} of {self.batch_size} at most"
             )
 
 

@@ -40,6 +40,11 @@ def few(names: Sequence[object], shown: int = 5, of: int = 0) -> str:
     return f"{said} and {count - shown} more" if count > shown else said
 
 
+def counted(number: int, what: str, several: str = "") -> str:
+    """`1 node`, `2,000 nodes`: a number of things; `several` is their plural where it takes more than an s."""
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
+
+
 def shorten(text: str) -> str:
     """A text from elsewhere, at a length that a log or a panel bears."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

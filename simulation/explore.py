@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from settings.errors import shorten, unknown
+from settings.errors import counted, shorten, unknown
 from settings.schema import Settings, number_in
 from simulation import pictures
 from simulation.figures import drawing, write_png
@@ -153,7 +153,8 @@ def _summary(survey: Survey) -> str:
     sizes = survey.sizes
     what = "characters" if survey.kind == "text" else survey.unit
     return (
-        f"{len(sizes):,} clients, {survey.examples.sum():,} {survey.unit}\n"
+        f"{counted(len(sizes), 'client')}, "
+        f"{counted(survey.examples.sum(), survey.unit.removesuffix('s'))}\n"
         f"{what} of a client: {sizes.min():,} to {sizes.max():,}, median {np.median(sizes):,.0f}"
     )
 

@@ -14,7 +14,7 @@ from server.app import app as server_app
 from server.console import describe
 from server.record import without_nan
 from server.rounds import Federation
-from settings.errors import InputError
+from settings.errors import InputError, counted
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.data import Split
@@ -56,5 +56,6 @@ def evaluate_once(settings: Settings, split: str) -> str:
     if settings.json:
         with replacing(Path(settings.json)) as file:
             file.write_text(json.dumps(without_nan(metrics), allow_nan=False))
-    counts = f"{metrics.get('num_examples', 0)} examples, {metrics.get('num_batches', 0)} batches"
-    return f"{split}: {describe(metrics)} ({counts})"
+    examples = counted(int(metrics.get("num_examples", 0)), "example")
+    batches = counted(int(metrics.get("num_batches", 0)), "batch", "batches")
+    return f"{split}: {describe(metrics)} ({examples}, {batches})"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from settings.errors import counted
 from simulation.figures import ACCENT, FAINT, MAIN, new_figure
 from simulation.survey import Ints, Survey
 
@@ -29,7 +30,7 @@ def clients_figure(survey: Survey) -> "Figure":
     """How much clients have; for text in snippets and characters, else also how evenly labels are mixed."""
     figure = new_figure(9, 3.6, survey.title)
     left, right = figure.subplots(1, 2)
-    number = f"{len(survey.client_ids):,} clients"
+    number = counted(len(survey.client_ids), "client")
     _histogram(left, survey.examples, f"{survey.unit} of a client", number)
     if survey.kind == "text":
         _histogram(right, survey.sizes, "characters of a client", number)
@@ -59,7 +60,8 @@ def examples_figure(
     rows, columns = _GRID
     count = min(rows * columns, len(images))
     rows = -(-count // columns)
-    figure = new_figure(8, 0.95 * rows + 0.7, f"{survey.title}\n{count} images of {client_id}")
+    what = f"{counted(count, 'image')} of {client_id}"
+    figure = new_figure(8, 0.95 * rows + 0.7, f"{survey.title}\n{what}")
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if index < count:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from settings.errors import InputError
+from settings.errors import InputError, counted
 from tasks.stream import Batch
 
 Sums = dict[str, list[float]]
@@ -126,7 +126,7 @@ class MetricSums:
                 )
             if len(values) != metric.num_sums:
                 raise InputError(
-                    f"metric {name} gives {len(values)} sums, not {metric.num_sums}: "
+                    f"metric {name} gives {counted(len(values), 'sum')}, not {metric.num_sums}: "
                     f"say Metric(..., num_sums={len(values)})"
                 )
             self._count(name, values)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import h5py
 
-from settings.errors import InputError
+from settings.errors import InputError, counted
 from weights.files import check_file, replacing
 from weights.hdf5 import contents, names, open_hdf5, text
 from weights.keras_arrays import Variable
@@ -155,14 +155,14 @@ def _by_class(
         numbered, layers = groups.get(kind, {}), models.get(kind, {})
         if len(numbered) != len(layers):
             raise InputError(
-                f"{where}: has arrays of {len(numbered)} {kind} layers, the model has "
+                f"{where}: has arrays of {counted(len(numbered), f'{kind} layer')}, the model has "
                 f"{len(layers)} ({', '.join(layers) or 'none'})"
             )
         for number, layer in zip(sorted(numbered), layers, strict=True):
             arrays, expected = numbered[number], layers[layer]
             if arrays.keys() != set(range(len(expected))):
                 raise InputError(
-                    f"{where}: layer {layer!r} has {len(arrays)} arrays, the model needs "
+                    f"{where}: layer {layer!r} has {counted(len(arrays), 'array')}, the model needs "
                     f"{len(expected)} ({', '.join(expected)})"
                 )
             found.update({(layer, name): arrays[i] for i, name in enumerate(expected)})

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from settings.errors import InputError
+from settings.errors import InputError, counted
 from weights.image_layers import (
     AveragePooling2D,
     Conv2D,
@@ -101,7 +101,8 @@ def _conv2d(options: Options, shape: Shape) -> Built:
     channels, filters = _features(shape, rank=4), options.size("filters")
     groups = options.size("groups", 1)
     if channels % groups or filters % groups:
-        raise InputError(f"{groups} groups do not divide {channels} channels and {filters} filters")
+        into = f"{counted(channels, 'channel')} and {counted(filters, 'filter')}"
+        raise InputError(f"{groups} groups do not divide {into}")
     layer = Conv2D(
         channels,
         filters,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from settings.errors import InputError, unknown
+from settings.errors import InputError, counted, unknown
 from weights import layers
 from weights.gru_function import GRUFunction, GRUSpec, gru_forward
 from weights.gru_steps import ACTIVATIONS
@@ -71,7 +71,7 @@ class _Recurrent(nn.Module):
         else:
             raise InputError(
                 f"a stateful {type(self).__name__} that holds the states of "
-                f"{self.states[0].shape[0]} sequences got a batch of {batch}: "
+                f"{counted(self.states[0].shape[0], 'sequence')} got a batch of {batch}: "
                 "call reset_states before changing the batch size"
             )
         sequence = (x.flip(1) if self.go_backwards else x).transpose(0, 1).contiguous()

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from settings.errors import counted
 from weights.named import Array, NamedArrays
 
 # Unpacked arrays are read-only views of a message's bytes, and torch only ever reads them. It warns
@@ -120,8 +121,7 @@ def _unpack_array(name: str, array: FlowerArray, expected: Array) -> Array:
             f"{name} is {dtype}{list(shape)}, not {expected.dtype}{list(expected.shape)}"
         )
     if len(array.data) - stream.tell() != expected.nbytes:
-        raise WireError(
-            f"{name} has {len(array.data) - stream.tell()} bytes of data, not {expected.nbytes}"
-        )
+        size = counted(len(array.data) - stream.tell(), "byte")
+        raise WireError(f"{name} has {size} of data, not {expected.nbytes}")
     flat = np.frombuffer(array.data, dtype, offset=stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")

@@ -77,7 +77,7 @@ def test_clients_are_where_they_say() -> None:
         Directory.discover(shares(["a", "b"], ["b"]))
     with pytest.raises(InputError, match="the data holds no client"):
         Directory.discover(shares([], []))
-    with pytest.raises(InputError, match="waited 0 s for 1 nodes: 0 are connected, 0 of them"):
+    with pytest.raises(InputError, match="waited 0 s for 1 node: 0 connected, 0 of them"):
         Directory.discover(announcing(), timeout=0.1)
 
 
@@ -91,7 +91,7 @@ def test_a_node_that_connects_late_is_waited_for(monkeypatch: pytest.MonkeyPatch
 def test_nodes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = shares(["a"], ["b"], ["c"])
     connect(grid, monkeypatch, grid.get_node_ids()[1:2])
-    with pytest.raises(InputError, match=r"waited 1 s for nodes with partition-id 0, 2 of 3"):
+    with pytest.raises(InputError, match=r"waited 1 s for 2 nodes with partition-id 0, 2 of 3"):
         Directory.discover(grid, timeout=1.0)
 
 
@@ -100,7 +100,7 @@ def test_nodes_without_a_partition_are_counted(monkeypatch: pytest.MonkeyPatch) 
     nodes = grid.get_node_ids()
     connect(grid, monkeypatch, nodes[:1], nodes[:1], nodes)
     assert list(Directory.discover(grid, min_nodes=3).node_of) == ["a", "b", "c", "d"]
-    with pytest.raises(InputError, match="waited 1 s for 4 nodes: 3 are connected, 3 of them"):
+    with pytest.raises(InputError, match="waited 1 s for 4 nodes: 3 connected, 3 of them"):
         Directory.discover(grid, min_nodes=4, timeout=1.0)
 
 

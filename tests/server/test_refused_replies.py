@@ -72,11 +72,11 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     ),
     "metric too many": (reply(update(1, 1), {**sums(1), "f1": [1.0, 2.0]}), "f1"),
     "no sums": (reply(update(1, 1), {**sums(1), "accuracy": []}), "accuracy has 0 sums, not"),
-    "loss of one sum": (reply(update(1, 1), {**sums(1), "loss": [1.0]}), "loss has 1 sums, not 2"),
+    "loss of one sum": (reply(update(1, 1), {**sums(1), "loss": [1.0]}), "loss has 1 sum, not 2"),
     "other number of sums": (reply(update(1, 1), {**sums(1), "accuracy": [1.0]}), "accuracy"),
     "a thousand sums": (
         reply(update(1, 1), {**sums(1), "accuracy": [1.0] * 1000}),
-        "has 1000 sums",
+        "has 1,000 sums",
     ),
     "a thousand metrics": (
         reply(update(1, 1), sums(1) | {f"m{n:03}": [1.0] for n in range(1000)}),
@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
     "a giant name": (reply(update(1, 1), {**sums(1), "x" * 10**6: [1.0]}), r"x{200} \.\.\.$"),
     "too many examples": (
         reply(update(1, 1), sums(10**12)),
-        "claims 1000000000000 examples in 1 batches of 8 at most",
+        "claims 1,000,000,000,000 examples in 1 batch of 8 at most",
     ),
     "too many batches": (
         reply(update(1, 1), {**sums(80), "num_batches": [10.0]}),

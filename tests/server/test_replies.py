@@ -6,6 +6,7 @@ import pytest
 from flwr.app import MetricRecord, RecordDict
 
 from server.replies import Claims
+from settings.errors import counted
 from tasks.metrics import ACCURACY, Metric
 from weights.wire import WireError
 
@@ -45,7 +46,7 @@ def test_a_count_is_one_sum(count: Any) -> None:
 
 def test_a_metric_of_ones_own_has_as_many_sums_as_it_says() -> None:
     for own in ([], [1.0], [1.0] * 4):
-        with pytest.raises(WireError, match=f"own has {len(own)} sums, not 3"):
+        with pytest.raises(WireError, match=f"own has {counted(len(own), 'sum')}, not 3"):
             claims().sums(reply(own=own))
 
 

@@ -39,6 +39,19 @@ def test_a_client_without_data_is_skipped_and_counted(fedferry: Command, plays: 
     assert round_one["eval"]["num_examples"] > 0
 
 
+def test_one_of_each_is_singular(fedferry: Command, plays: Path) -> None:
+    task, data = "shakespeare:sequence_length=20", ("--data", str(plays))
+    few = ("--client-ids", "HAMLET", "--batch-size", "1")
+    _, out, err = fedferry(
+        *("run", task, *data, *few, "--rounds", "1", "--max-batches", "1", "--eval-every", "0")
+    )
+    assert "shakespeare: 1 round, 1 client a round, batch 1" in out, err
+    _, out, err = fedferry("evaluate", task, *data, *few, "--eval-batches", "1")
+    assert "(1 example, 1 batch)" in out, err
+    _, out, err = fedferry("explore", task, *data, "--clients", "1", "--seed", "1")
+    assert "1 client, 1 snippet\n" in out, err
+
+
 def test_readmes_own_task_trains(fedferry: Command, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     [code] = re.findall(r"<!-- my_task.py -->\n```python\n(.*?)```", readme, re.DOTALL)

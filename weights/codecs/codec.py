@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from settings.errors import counted
 from weights.named import max_abs
 from weights.wire import WireError
 
@@ -127,4 +128,4 @@ class Reader:
     def end(self) -> None:
         """Check that nothing is left."""
         if self.left:
-            raise WireError(f"the payload is {self.left} bytes too long")
+            raise WireError(f"the payload is {counted(self.left, 'byte')} too long")
