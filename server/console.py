@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from server.cohort import Cohort
 from server.record import Metrics, RoundRecord
 from settings.errors import counted
 from settings.schema import Settings
@@ -28,13 +29,14 @@ class Console:
 
     Args:
         settings: The run's settings, as resolved.
-        clients: Clients asked in a round.
+        cohort: Who takes part.
         history: Rounds done before this process.
     """
 
-    def __init__(self, settings: Settings, clients: int, history: Sequence[RoundRecord]) -> None:
+    def __init__(self, settings: Settings, cohort: Cohort, history: Sequence[RoundRecord]) -> None:
         self._settings = settings
-        self._clients = clients
+        self._cohort = cohort
+        self._clients = clients = cohort.enough
         self._out = RichConsole(highlight=False)
         if self._out.width > _WIDTH or not self._out.is_terminal:
             self._out.width = _WIDTH
@@ -74,9 +76,10 @@ class Console:
     def announce(self, task: Task, sample: str, before: Metrics) -> None:
         """Say what is going to run, and how the model does before it."""
         settings = self._settings
+        everybody = " (all there are)" if self._cohort.everybody else ""
         self._print(
             f"{task.name}: {counted(settings.rounds, 'round')}, "
-            f"{counted(self._clients, 'client')} a round, "
+            f"{counted(self._clients, 'client')} a round{everybody}, "
             f"batch {settings.batch_size}, {settings.client_optimizer} on clients, "
             f"{settings.server_optimizer} on the server",
             soft_wrap=True,

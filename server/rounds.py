@@ -97,7 +97,7 @@ class Federation:
     def _run(self, logdir: Path) -> None:
         folder = logdir / "checkpoints"
         self.history, before, kept = self._start(folder)
-        console = Console(self.settings, self.cohort.enough, self.history)
+        console = Console(self.settings, self.cohort, self.history)
         console.announce(self.task, self._sample(), before)
         recorder = Recorder(self.settings, logdir, [*self.history], before)
         recorder.flush()  # a place that cannot be written is said before any work is done

@@ -52,10 +52,12 @@ def evaluate_once(settings: Settings, split: str) -> str:
     Returns:
         The metrics as one line of text; `settings.json` gets them as a file.
     """
-    metrics = in_process(settings).evaluate(cast(Split, split))
+    federation = in_process(settings)
+    metrics = federation.evaluate(cast(Split, split))
     if settings.json:
         with replacing(Path(settings.json)) as file:
             file.write_text(json.dumps(without_nan(metrics), allow_nan=False))
     examples = counted(int(metrics.get("num_examples", 0)), "example")
     batches = counted(int(metrics.get("num_batches", 0)), "batch", "batches")
-    return f"{split}: {describe(metrics)} ({examples}, {batches})"
+    clients = counted(len(federation.cohort.evaluate()), "client")
+    return f"{split}: {describe(metrics)} ({examples}, {batches}, {clients})"

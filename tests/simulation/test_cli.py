@@ -47,9 +47,17 @@ def test_one_of_each_is_singular(fedferry: Command, plays: Path) -> None:
     )
     assert "shakespeare: 1 round, 1 client a round, batch 1" in out, err
     _, out, err = fedferry("evaluate", task, *data, *few, "--eval-batches", "1")
-    assert "(1 example, 1 batch)" in out, err
+    assert "(1 example, 1 batch, 1 client)" in out, err
     _, out, err = fedferry("explore", task, *data, "--clients", "1", "--seed", "1")
     assert "1 client, 1 snippet\n" in out, err
+
+
+def test_a_cohort_larger_than_the_population_is_said(fedferry: Command, plays: Path) -> None:
+    words = ("shakespeare:sequence_length=20", "--data", str(plays), "--cohort", "1000")
+    _, out, err = fedferry("run", *words, "--rounds", "1", "--max-batches", "1")
+    assert "1 round, 3 clients a round (all there are), " in out, err
+    _, out, err = fedferry("evaluate", *words)
+    assert ", 3 clients)" in out, err
 
 
 def test_readmes_own_task_trains(fedferry: Command, tmp_path: Path) -> None:
