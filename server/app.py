@@ -6,6 +6,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.rounds import Federation
 from settings.memory import share_freed
 from settings.schema import Settings
+from settings.streams import print_anything
 
 app = ServerApp()
 
@@ -14,4 +15,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
     share_freed()
+    print_anything()
     Federation(Settings.from_config(context.run_config), grid).run()

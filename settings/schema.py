@@ -1,5 +1,6 @@
 """The settings of a run: one schema for the command's flags, Flower's run config and the docs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -121,6 +122,8 @@ class Settings:
                 raise InputError(
                     f"setting {key_of(item)} must be {item.type.__name__}, not {value!r}"  # type: ignore[union-attr]
                 )
+            if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+                raise InputError(f"{flag(item)} {value!r} is not UTF-8")
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(flag(item), value, choices)

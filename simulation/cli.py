@@ -6,6 +6,7 @@ import sys
 import click
 
 from settings.errors import InputError, unknown
+from settings.streams import print_anything
 from simulation.commands.data import download, explore
 from simulation.commands.models import convert, export, generate
 from simulation.commands.training import compare, evaluate, run
@@ -47,6 +48,7 @@ for _command in (run, evaluate, compare, explore, download, generate, convert, e
 
 def main() -> None:
     """Run the command; a user's mistake is one line on standard error and exit code 2."""
+    print_anything()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -47,6 +47,7 @@ def test_flower_knows_the_types_of_every_setting() -> None:
         ({"over-select": 0.5}, "--over-select must be at least 1"),
         ({"deadline": 0}, "--deadline must be at least 1"),
         ({"resume": True}, "^--resume needs --logdir"),
+        ({"logdir": "caf\udce9"}, r"^--logdir 'caf\\udce9' is not UTF-8$"),
         (
             {"cohort": "many"},
             "^--cohort must be a number of clients, 1 or more, or all, not 'many'$",

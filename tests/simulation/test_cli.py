@@ -1,7 +1,9 @@
 """The command as a user types it: what it prints and writes."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import h5py
@@ -58,6 +60,20 @@ def test_a_cohort_larger_than_the_population_is_said(fedferry: Command, plays: P
     assert "1 round, 3 clients a round (all there are), " in out, err
     _, out, err = fedferry("evaluate", *words)
     assert ", 3 clients)" in out, err
+
+
+def test_a_terminal_without_the_characters_costs_no_run(
+    fedferry: Command, plays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    code, _, err = fedferry(
+        *("run", "shakespeare:sequence_length=20", "--data", str(plays), "--rounds", "1"),
+        *("--cohort", "1", "--max-batches", "1", "--logdir", "l\xe4ufe"),
+    )
+    assert code == 0, err
+    ascii_only.seek(0)
+    assert "--logdir l\\xe4ufe" in ascii_only.read()
 
 
 def test_readmes_own_task_trains(fedferry: Command, tmp_path: Path) -> None:
