@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _LOST = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Errors that tell of the SuperLink, killed while a reply was handed over, and not of the client."""
+_RAISED = re.compile(r"^<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>$", re.DOTALL)
+"""How Flower's processes write an exception of an app."""
 
 
 @runtime_checkable
@@ -196,7 +198,8 @@ def _fetched(grid: "HttpGrid", message: ProtoMessage, tree: ObjectTree) -> list[
 
 def error_reason(reply: Message) -> str:
     """The last line of an error reply's reason, which is all of a stack trace that says something."""
-    lines = (reply.error.reason or "").strip().splitlines()
+    reason = _RAISED.sub(r"\1: \2", (reply.error.reason or "").strip())
+    lines = reason.splitlines()
     if not lines:
         return f"error {reply.error.code} without a reason"
     return shorten(re.sub(r"^([\w.]+\.)?InputError: ", "", lines[-1].strip()))

@@ -56,6 +56,12 @@ def test_an_error_without_a_reason_has_its_number() -> None:
     grid.push_messages([message])
     assert error_reason(Message(Error(3), reply_to=message)) == "error 3 without a reason"
     assert error_reason(Message(Error(3, "a\n b \n"), reply_to=message)) == "b"
+    for flowers, said in (
+        ("<class 'settings.errors.InputError'>:<'a.h5: no such file'>", "a.h5: no such file"),
+        ("<class 'ZeroDivisionError'>:<'division by zero'>", "ZeroDivisionError: division by zero"),
+        ("<class 'KeyError'>:<''a''>", "KeyError: 'a'"),
+    ):
+        assert error_reason(Message(Error(3, flowers), reply_to=message)) == said
 
 
 def test_a_deadline_ends_the_waiting() -> None:
