@@ -20,6 +20,7 @@ from client.together import update_together
 from client.update import Result, local_update
 from settings.errors import InputError, unknown
 from settings.schema import Settings, names_in
+from settings.streams import mistakes_in_one_line
 from tasks.catalogue import load_task
 from tasks.data import Population, Split
 from tasks.evaluation import evaluate
@@ -30,6 +31,7 @@ from weights.wire import pack, records, unpack
 
 _NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
 
+mistakes_in_one_line()
 app = ClientApp()
 lookahead = Lookahead()
 _crew = Crew()

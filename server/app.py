@@ -6,7 +6,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.rounds import Federation
 from settings.memory import share_freed
 from settings.schema import Settings
-from settings.streams import print_anything
+from settings.streams import mistakes_in_one_line, print_anything
 
 app = ServerApp()
 
@@ -16,4 +16,5 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
     share_freed()
     print_anything()
+    mistakes_in_one_line()
     Federation(Settings.from_config(context.run_config), grid).run()
