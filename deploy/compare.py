@@ -76,14 +76,19 @@ def difference(one: Path, other: Path) -> float:
 
 def main() -> None:
     """Run both and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nodes", type=int, default=8, help="SuperNodes, of equal shares")
     parser.add_argument("--kills", type=int, default=0, help="kills at random moments")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the victims")
     parser.add_argument(
-        "--out", type=Path, default=Path(time.strftime("runs/compare-%Y%m%d-%H%M%S"))
+        "--out",
+        type=Path,
+        default=Path(time.strftime("runs/compare-%Y%m%d-%H%M%S")),
+        help="new folder (default: runs/compare-TIME)",
     )
-    parser.add_argument("config", nargs="*", metavar="key=value")
+    parser.add_argument("config", nargs="*", metavar="key=value", help="as in rounds=5")
     options = parser.parse_args()
     end_on_signals()
     out = options.out.resolve()

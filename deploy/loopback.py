@@ -239,16 +239,21 @@ def end_on_signals() -> None:
 
 def main() -> None:
     """Read the command line; the exit code is 0 only if Flower says that the run was completed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nodes", type=int, default=2, help="SuperNodes, of equal shares")
     parser.add_argument(
         "--node-config", action="append", help="one SuperNode's; several times, instead of --nodes"
     )
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for the whole run")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / time.strftime("runs/loopback-%Y%m%d-%H%M%S")
+        "--out",
+        type=Path,
+        default=ROOT / time.strftime("runs/loopback-%Y%m%d-%H%M%S"),
+        help="new folder (default: runs/loopback-TIME)",
     )
-    parser.add_argument("config", nargs="*", metavar="key=value")
+    parser.add_argument("config", nargs="*", metavar="key=value", help="as in rounds=5")
     options = parser.parse_args()
     end_on_signals()
     shares = [

@@ -166,9 +166,13 @@ def give_away(folder: Path, uid: int) -> None:
 
 def main() -> None:
     """Read the command line and make what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     root = Path(__file__).parent.parent
-    parser.add_argument("folder", nargs="?", type=Path, default=root / "certificates")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=root / "certificates", help="where all of it goes"
+    )
     parser.add_argument("--nodes", type=int, default=3, help="number of SuperNodes")
     options = parser.parse_args()
     folder = options.folder.resolve()

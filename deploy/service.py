@@ -46,9 +46,13 @@ def serve(command: list[str], before: str) -> int:
 
 def main() -> None:
     """Read the command line, serve, and exit as the command did."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--retry", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("command", nargs=argparse.REMAINDER)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--retry", type=float, default=0.0, metavar="SECONDS", help="start a failing one again"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="one of Flower's processes")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     before, give_up = read_verdict(), time.monotonic() + options.retry

@@ -111,8 +111,10 @@ def report(run: dict[str, Any]) -> None:
 
 def main() -> None:
     """Read the command line, submit, follow and report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("superlink", metavar="HOST:PORT")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("superlink", metavar="HOST:PORT", help="its control API")
     trust = parser.add_mutually_exclusive_group(required=True)
     trust.add_argument("--insecure", action="store_true", help="no TLS")
     trust.add_argument("--root-certificates", type=Path, metavar="FILE", help="CA to trust")
