@@ -46,6 +46,12 @@ for _command in (run, evaluate, compare, explore, download, generate, convert, e
     cli.add_command(_command)
 
 
+def _see(error: click.ClickException) -> str:
+    """Where the words are explained that click could not take."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" See {context.command_path} --help." if context else ""
+
+
 def main() -> None:
     """Run the command; a user's mistake is one line on standard error and exit code 2."""
     print_anything()
@@ -55,7 +61,7 @@ def main() -> None:
         click.echo(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"fedferry: {error.format_message()}", err=True)
+        click.echo(f"fedferry: {error.format_message()}{_see(error)}", err=True)
         sys.exit(2)
     except InputError as error:
         click.echo(f"fedferry: {error}", err=True)
