@@ -10,7 +10,7 @@ from settings.spec import construct, parse_spec
 from weights.codecs.catalogue import CODECS, make_codec
 from weights.codecs.codec import Codec
 from weights.codecs.step import RESOLUTION
-from weights.named import Array, max_abs
+from weights.named import Array, is_finite, max_abs
 
 IDENTITY = "identity"
 """The codec that does nothing: with it nothing is encoded, and nothing copied, at all."""
@@ -35,7 +35,7 @@ class Allocation:
         return dict.fromkeys(like, self._spec) if self._spec != IDENTITY else {}
 
     def observe(self, update: Mapping[str, Array], payload: int) -> None:
-        """Learn from one decoded update, and from the bytes that it came in."""
+        """Learn from one decoded update, which may not be finite, and from the bytes that it came in."""
 
     def round_done(self) -> None:
         """Adapt, after the last `observe` of a round."""
@@ -98,6 +98,8 @@ class Adaptive(Allocation):
 
     def observe(self, update: Mapping[str, Array], payload: int) -> None:
         """Note the bytes and the finest steps that are of use; in the first round, those that equal bits led to."""
+        if not is_finite(update):
+            return
         self._payloads.append(payload)
         for array in update.values():
             largest = max_abs(array)

@@ -10,15 +10,15 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
+from server.adapter import TrainedModels
 from server.adaptive_norm import AdaptiveNorm, default_clipping, default_zeroing
 from server.allocation import IDENTITY, make_allocation
-from server.replies import only
+from server.replies import only, refusal
 from server.strategy import WeightedFedAvg
 from settings.schema import Settings
 from weights.codecs.catalogue import (
@@ -46,11 +46,9 @@ DEFAULT_CODECS = {
 class CompressedAggregation(Strategy):
     """`tff.learning.compression_aggregator` around a strategy: zeroing, clipping, then the codec.
 
-    Around `server.strategy.WeightedFedAvg` the decoded model updates are handed on. Every other strategy
-    (Flower's FedAvg, FedAdam, FedMedian, ...) expects trained models, and gets (model - update).
-
     Args:
-        strategy: Does everything but compression.
+        strategy: Does everything but compression: `server.strategy.WeightedFedAvg` with the decoded model updates;
+            any other, such as Flower's FedAdam, by way of `server.adapter.TrainedModels`.
         codec: Spec of the codec for model updates, or `adaptive:budget=BYTES`.
         broadcast_codec: Spec of the codec for the model on its way to the clients; the server keeps
             the exact one.
@@ -75,6 +73,9 @@ class CompressedAggregation(Strategy):
         seed: int = 0,
     ) -> None:
         self._strategy = strategy
+        self._training = (
+            strategy if isinstance(strategy, WeightedFedAvg) else TrainedModels(strategy, trained)
+        )
         self._allocation = make_allocation(codec)
         self._codecs: dict[str, Codec] = {}
         self._broadcast_spec, self._broadcast_codec = broadcast_codec, make_codec(broadcast_codec)
@@ -84,6 +85,7 @@ class CompressedAggregation(Strategy):
         self._trained = trained
         self._seed = seed
         self._model: NamedArrays = {}
+        self._expected: NamedArrays = {}
         self.measurements: dict[str, float] = {}
 
     def summary(self) -> None:
@@ -105,8 +107,10 @@ class CompressedAggregation(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """The wrapped strategy's messages, with the encoded model and what clients are to do."""
-        messages = list(self._strategy.configure_train(server_round, arrays, config, grid))
+        messages = list(self._training.configure_train(server_round, arrays, config, grid))
         self._model = unpack(arrays, like=claimed(arrays))
+        names = self._model if self._trained is None else self._trained
+        self._expected = {name: self._model[name] for name in names}
         asked = self._plan(server_round)
         if not asked:
             return messages
@@ -123,7 +127,7 @@ class CompressedAggregation(Strategy):
 
     def _plan(self, server_round: int) -> dict[str, Any]:
         """Choose the round's codecs; what the clients are told, the same for all of them."""
-        expected = self._expected()
+        expected = self._expected
         specs = self._allocation.specs(expected)
         self._codecs = make_codecs(specs)
         encoded = [name for name, array in expected.items() if codec_for(name, array, self._codecs)]
@@ -151,7 +155,7 @@ class CompressedAggregation(Strategy):
         """The wrapped strategy's aggregate of the decoded replies; then the norms adapt."""
         said: list[dict[str, bool]] = []
         decoded = self._decoded(replies, said)
-        arrays, metrics = self._strategy.aggregate_train(server_round, decoded)
+        arrays, metrics = self._training.aggregate_train(server_round, decoded)
         self._allocation.round_done()
         self.measurements = {}
         for name, norm in self._norms.items():
@@ -159,19 +163,12 @@ class CompressedAggregation(Strategy):
             self.measurements[f"{name}_norm"] = norm.threshold
             self.measurements[f"{did}_count"] = sum(record[did] for record in said)
             norm.update(sum(record[f"{name}-below"] for record in said), len(said))
-        return self._as_broadcast(arrays), metrics
-
-    def _as_broadcast(self, arrays: ArrayRecord | None) -> ArrayRecord | None:
-        """The new model in the dtypes of the old one: Flower's FedAdam gives float64 for float32."""
-        if arrays is None or all(a.dtype == self._model[n].dtype.name for n, a in arrays.items()):
-            return arrays
-        wide = unpack(arrays, like=claimed(arrays))
-        return pack({name: array.astype(self._model[name].dtype) for name, array in wide.items()})
+        return arrays, metrics
 
     def _decoded(
         self, replies: Iterable[Message], said: list[dict[str, bool]]
     ) -> Iterator[Message]:
-        """Replies as the wrapped strategy expects them, one by one; refused ones become errors."""
+        """The replies with decoded updates, one by one; refused ones become errors."""
         for reply in replies:
             if reply.has_error():
                 yield reply
@@ -180,80 +177,51 @@ class CompressedAggregation(Strategy):
                 record = only(reply.content, ConfigRecord) if self._norms else ConfigRecord()
                 payload, update = self._decode(reply)
             except WireError as error:
-                yield Message(  # type: ignore[call-overload]
-                    metadata=reply.metadata, error=Error(ErrorCode.UNKNOWN, str(error))
-                )
+                yield refusal(reply, error)
                 continue
-            refused = self._refused
-            if payload or self._takes_updates:
-                yield reply
-            if self._refused > refused:
+            failures = self._training.tally.failures
+            yield reply
+            if self._training.tally.failures > failures:
                 continue  # what it says of its norm does not count either
             if update:
                 self._allocation.observe(update, payload)
             if self._norms:
                 said.append({key: bool(record.get(key)) for key in _SAID})
 
-    @property
-    def _takes_updates(self) -> bool:
-        """Whether the wrapped strategy is ours; Flower's want trained models, and from every client."""
-        return isinstance(self._strategy, WeightedFedAvg)
-
-    @property
-    def _refused(self) -> int:
-        """Replies of the round that the wrapped strategy has refused, as far as it says so."""
-        return self._strategy.tally.failures if isinstance(self._strategy, WeightedFedAvg) else 0
-
     def _decode(self, reply: Message) -> tuple[int, NamedArrays]:
         """Decode a reply in place.
 
         Returns:
-            The bytes that its arrays came in, 0 for those of a client without data; and what a codec has made of them,
-            where that can be learnt from.
+            The bytes that its arrays came in; and the update, where there is something to decode or to check.
         """
         record = only(reply.content, ArrayRecord)
         payload = payload_bytes(record)
-        if not record:
-            # A client without data: for us an update of zero with weight zero.
-            return 0, {}
-        expected = self._expected()
-        _check_size(payload, expected)
-        if self._takes_updates and not self._codecs and not self._norms:
-            return payload, {}
-        update = decode_arrays(record, self._codecs, like=expected)
-        finite = is_finite(update)
-        if finite:
-            self._check_norms(update)
-        elif not self._takes_updates:
-            raise WireError("the update is not finite")
-        trained = update
-        if not self._takes_updates:
-            trained = {n: a - update[n] if n in update else a for n, a in self._model.items()}
-        if self._codecs or not self._takes_updates:
+        _check_size(payload, self._expected)
+        if not record or not (self._codecs or self._norms):
+            return payload, {}  # a client without data sends no arrays
+        update = decode_arrays(record, self._codecs, like=self._expected)
+        self._check_norms(update)
+        if self._codecs:
             [name] = records(reply.content, ArrayRecord)
-            reply.content[name] = pack(trained)
-        return payload, update if finite else {}
+            reply.content[name] = pack(update)
+        return payload, update
 
     def _check_norms(self, update: NamedArrays) -> None:
         """Refuse an update that its client cannot have zeroed and clipped as it was told.
 
         A decoded update may be somewhat larger than what was encoded, and with error feedback it also
-        holds what earlier rounds lost: the bound is wider there.
+        holds what earlier rounds lost: the bound is wider there. One that is not finite was sent as it is: it is
+        for the strategy to count.
         """
         feedback = any(codec.feedback for codec in self._codecs.values())
         slack = _SLACK["feedback" if feedback else "lossy" if self._codecs else "exact"]
         norms = {"zeroing": linf_norm, "clipping": l2_norm}
         for name, norm in self._norms.items():
             size, limit = norms[name](update), slack * norm.threshold
-            if size > limit:
+            if size > limit and is_finite(update):
                 raise WireError(
                     f"the update was not subjected to {name}: its norm is {size:.3g}, over {limit:.3g}"
                 )
-
-    def _expected(self) -> NamedArrays:
-        """What clients send, for names, shapes and dtypes."""
-        names = self._model if self._trained is None else self._trained
-        return {name: self._model[name] for name in names}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 from settings.errors import counted, few
 from tasks.metrics import ALWAYS, Metric, Sums
@@ -16,6 +17,13 @@ def only(content: RecordDict, kind: type[Record]) -> Record:
     if len(found) != 1:
         raise WireError(f"the reply holds {len(found)} records of kind {kind.__name__}, not one")
     return next(iter(found.values()))
+
+
+def refusal(reply: Message, why: WireError) -> Message:
+    """The error that takes the place of a reply that is not as it should be."""
+    error = Error(ErrorCode.UNKNOWN, str(why))
+    message: Message = Message(metadata=reply.metadata, error=error)  # type: ignore[call-overload]
+    return message
 
 
 @dataclass

@@ -9,13 +9,9 @@ import pytest
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
-    Context,
-    Message,
-    MetricRecord,
     RecordDict,
     UserConfig,
 )
-from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import (
     FedAdam,
     FedAvg,
@@ -66,26 +62,6 @@ def test_flowers_strategies_serve_unchanged(kind: type[FedAvg], writers: str) ->
         model = train(strategy, grid)
         assert model["dense.weight"].shape == (10, 784)
         assert np.abs(model["dense.weight"]).max() > 0
-
-
-def test_flowers_strategies_get_whole_and_finite_models() -> None:
-    app = ClientApp()
-
-    @app.train()
-    def training(message: Message, context: Context) -> Message:
-        value = float(context.node_config["value"])
-        arrays = {"w": np.full(2, value, np.float32)} if value else {}
-        metrics = MetricRecord({"num-examples": len(arrays)})
-        return Message(RecordDict({"arrays": pack(arrays), "metrics": metrics}), reply_to=message)
-
-    grid = InProcessGrid(app, {}, [{"value": value} for value in (1.0, 0.0, math.nan, 1.0)])
-    model = {"w": np.array([3, 4], np.float32), "fixed": np.array([7], np.float32)}
-    strategy = CompressedAggregation(FedAvg(fraction_evaluate=0.0), trained=["w"])
-    messages = strategy.configure_train(1, pack(model), ConfigRecord(), grid)
-    arrays, _ = strategy.aggregate_train(1, exchange(grid, messages, 60.0))
-    assert arrays is not None
-    mean = unpack(arrays, like=model)
-    assert (mean["w"].tolist(), mean["fixed"].tolist()) == ([2, 3], [7])
 
 
 def test_flowers_fedavg_inside_equals_ours(writers: str) -> None:
