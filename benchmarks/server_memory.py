@@ -2,18 +2,20 @@
 
     python benchmarks/server_memory.py
 
-What is measured is the server alone: Flower's own HttpGrid with the round loop, the meter, the aggregation
-and the checkpoint's inputs above it, each number of replies in a fresh process. In place of the SuperLink
-stands a stub that has every reply ready at once, which is the worst case, and hands out a new copy of its
-bytes for every pull, as a network would. There are no clients.
+What is measured is the server alone: Flower's own HttpGrid with the round loop, the meter, the aggregation, the logs
+and the checkpoint, which is written while the next round is under way, each number of replies in a fresh process.
+In place of the SuperLink stands a stub that has every reply ready at once, which is the worst case, and hands out
+a new copy of its bytes for every pull, as a network would. There are no clients.
 """
 
 import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +30,9 @@ from flwr.superlink.grid import HttpGrid
 from torch import nn
 
 from client.mods import compress
+from server.record import Recorder
 from server.rounds import Federation
+from server.saver import Saver
 from settings.memory import share_freed
 from settings.schema import Settings
 from tasks.data import InMemory
@@ -155,9 +159,13 @@ def peak(replies: int, aggregator: str, rounds: int) -> Iterator[float]:
     federation = Federation(settings, StubbedGrid(Stub(replies)))
     yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
-    for _ in range(rounds):
-        record = federation.next()
-        assert record.comm["answered"] == replies, record.comm
+    with tempfile.TemporaryDirectory() as place:
+        recorder = Recorder(federation.settings, Path(place), [], {})
+        with Saver(Path(place) / "checkpoints", recorder, federation.history) as saver:
+            for _ in range(rounds):
+                record = federation.next()
+                assert record.comm["answered"] == replies, record.comm
+                federation._leave(saver, record, {})
     print(f"{(time.perf_counter() - started) / rounds:.1f} s a round", file=sys.stderr)
     yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
