@@ -26,7 +26,7 @@ class Board:
     """One event file in a folder.
 
     Args:
-        logdir: TensorBoard's folder, which exists.
+        logdir: TensorBoard's folder.
         first_step: TensorBoard hides what earlier files say of this step and of later ones.
     """
 
@@ -53,9 +53,9 @@ class Board:
             self._add(Event(summary=summary), 0)
         self.scalars(metrics, 0)
 
-    def flush(self) -> None:
-        """Append what has been logged to the file; InputError as `Growing.flush`."""
-        self._file.flush()
+    def flush(self, *, durable: bool = False) -> None:
+        """Append what has been logged to the file; arguments and errors are those of `Growing.flush`."""
+        self._file.flush(durable=durable)
 
     def _add(self, event: Event, step: int) -> None:
         event.wall_time, event.step = time.time(), step

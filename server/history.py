@@ -23,7 +23,6 @@ class History:
 
     def __init__(self, folder: Path, size: int = 0) -> None:
         path = _file(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         self._sum = hashlib.sha256(path.read_bytes()[:size] if size else b"")
         self._size = size
         self._file = Growing(path, size)

@@ -124,9 +124,9 @@ class Recorder:
             # Monospaced.
             self._board.text("sample", indent(sample, "    "), record.round)
 
-    def flush(self) -> None:
-        """Write what has been logged for TensorBoard; InputError if the disk does not take it."""
-        self._board.flush()
+    def flush(self, *, durable: bool = False) -> None:
+        """Write what has been logged for TensorBoard; arguments and errors are those of `Growing.flush`."""
+        self._board.flush(durable=durable)
 
     def write_json(self) -> None:
         """Write the JSON file; InputError if the disk does not take it."""

@@ -132,8 +132,8 @@ class Federation:
         """Rounds done, the initial model's evaluation, bytes of the history: none and fresh, or a checkpoint's."""
         clear_temporaries(folder.parent)
         # The same run on Flower: it was killed, and has been started again.
-        ours = run_of(folder) == self.grid.run.run_id
-        if has_checkpoint(folder) and (self.settings.resume or ours):
+        goes_on = self.settings.resume or run_of(folder) == self.grid.run.run_id
+        if has_checkpoint(folder) and goes_on:
             optimizer = self.strategy.optimizer
             weights, header = load_state(folder, self.settings, optimizer, self._nodes)
             self.strategy.load(weights)

@@ -29,9 +29,9 @@ class Saver:
     """Writes rounds' logs and checkpoints, one round at a time: they are behind by one round at most.
 
     The end of this process undoes nothing of it, the end of the machine at most the rounds of a second: once a second,
-    or every round where that takes longer, the disk is waited for until it has history and checkpoint, and the JSON
-    file, which holds all rounds, is written. When the disk gets that and TensorBoard's file is left to the system. As a
-    context manager it leaves all of it done.
+    or every round where that takes longer, the disk is waited for until it has TensorBoard's file, history and
+    checkpoint, and the JSON file, which holds all rounds, is written. When the disk gets that is left to the system: a
+    resumed run writes it anew. As a context manager it leaves all of it done.
 
     Args:
         folder: Of the checkpoints.
@@ -64,15 +64,10 @@ class Saver:
     ) -> None:
         self._pool.shutdown()
         self.wait()
-        with suppress(
-            InputError
-        ):  # what is behind `error` is said, or what the run still has to write fails too
+        if self._paths:
+            self._end(self._settle)
+        with suppress(InputError):  # `error` is said, or what the run still has to write fails too
             self._recorder.write_json()
-            self._history.flush(durable=True)
-            if self._paths:
-                sync(self._paths[-1])
-                self._durable = self._paths[-1]
-                self._drop()
 
     def leave(self, record: RoundRecord, sample: str, checkpoint: Callable[[], Checkpoint]) -> None:
         """Write the last round, or begin to, once the one before has been written.
@@ -109,7 +104,7 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         due = time.monotonic() >= self._due
-        self._recorder.flush()
+        self._recorder.flush(durable=due)
         if due:
             self._recorder.write_json()
         self._history.flush(durable=due)
@@ -121,8 +116,17 @@ class Saver:
             self._durable, self._due = path, time.monotonic() + _PAUSE
         self._drop()
 
+    def _settle(self) -> None:
+        """Wait until the disk has all that the last checkpoint needs."""
+        self._recorder.flush(durable=True)
+        self._history.flush()
+        sync(self._paths[-1])
+        self._durable = None
+        self._drop()
+
     def _drop(self) -> None:
         """Delete all checkpoints but the last few, and the last that the disk is known to have."""
         for old in [old for old in self._paths[:-_KEPT] if old != self._durable]:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # it is in nobody's way
+                old.unlink()
             self._paths.remove(old)

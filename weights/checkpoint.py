@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def write_checkpoint(
             save_file(contiguous, file, metadata=metadata)
         except SafetensorError as error:  # the system's, in safetensors' words
             raise OSError(str(error)) from error
-        # safetensors makes a file of its own, which nobody else may read.
-        file.chmod(0o666 & ~_MASK)
+        with suppress(OSError):  # not every file system can
+            # safetensors makes a file of its own, which nobody else may read.
+            file.chmod(0o666 & ~_MASK)
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:
@@ -81,10 +83,7 @@ def round_path(folder: Path, server_round: int) -> Path:
 
 def round_paths(folder: Path) -> list[Path]:
     """All that is kept of rounds in a folder, in their order."""
-    try:
-        return sorted(path for path in folder.iterdir() if _ROUND.fullmatch(path.name))
-    except FileNotFoundError:
-        return []
+    return sorted(path for path in folder.glob("round-*") if _ROUND.fullmatch(path.name))
 
 
 def round_of(path: Path) -> int:

@@ -67,8 +67,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
             _sync(temporary)
@@ -87,7 +86,7 @@ class Growing:
     """A file that is only lengthened: what cannot be written is kept, and written later.
 
     Args:
-        path: The first flush makes it, but not its folder.
+        path: The first flush makes it.
         size: Bytes that it keeps of what it holds.
     """
 
@@ -96,8 +95,6 @@ class Growing:
         self._written = size
         self._pending: list[bytes] = []
         self._file: io.FileIO | None = None
-        if path.exists():
-            os.truncate(path, size)
 
     def write(self, data: bytes) -> None:
         """Add to what the next flush appends."""
@@ -115,19 +112,26 @@ class Growing:
         data = b"".join(self._pending)
         try:
             if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("ab", buffering=0)
+            self._cut(self._file)
             try:
                 if self._file.write(data) < len(data):
                     raise OSError(ENOSPC, "no space left")
                 if durable:
                     os.fsync(self._file.fileno())
             except OSError:
-                self._file.truncate(self._written)
+                self._cut(self._file)
                 raise
         except OSError as error:
             raise InputError(f"{self._path}: cannot be written: {error}") from error
         self._written += len(data)
         self._pending.clear()
+
+    def _cut(self, file: io.FileIO) -> None:
+        """Take away what does not belong to it: of an older run, or of a flush that was stopped half-way."""
+        if os.fstat(file.fileno()).st_size > self._written:
+            file.truncate(self._written)
 
 
 def sync(path: Path) -> None:
@@ -156,4 +160,4 @@ def clear_temporaries(folder: Path) -> None:
     """Delete what `replacing` and safetensors left anywhere in a folder when their process was killed."""
     for path in folder.rglob(".*"):
         if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+            path.unlink()

@@ -1,14 +1,18 @@
 """What rounds leave behind: written in order, a large model while the next round is under way."""
 
+import errno
 import json
 import os
+import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from server.history import read_history
 from server.record import Recorder, RoundRecord
 from server.saver import Saver
 from server.state import Checkpoint
@@ -29,6 +33,7 @@ class Stub(Checkpoint):
         self.held = held
         self.written = False
         self.arguments: dict[str, Any] = {}
+        self.rounds: list[tuple[int, str]] = []
 
     @property
     def num_bytes(self) -> int:
@@ -40,6 +45,7 @@ class Stub(Checkpoint):
             raise self.error
         self.written = True
         self.arguments = arguments
+        self.rounds = [(item["round"], item["unsaved"]) for item in read_history(folder, mark)]
         path = round_path(folder, self.round)
         path.touch()
         return path
@@ -100,7 +106,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def sync(handle: int) -> None:
-        names.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        names.append(Path(f"/proc/self/fd/{handle}").readlink().name.split(".out.")[0])
 
     monkeypatch.setattr(os, "fsync", sync)
     return names
@@ -143,6 +149,14 @@ def test_what_the_next_round_changes_is_copied_after_the_one_before_is_written(r
     assert states == [True]
 
 
+def test_a_checkpoint_has_its_rounds_and_their_logs(run: Run) -> None:
+    run.leave()
+    run.leave(error=InputError("no space left"))
+    assert run.leave().rounds == [(1, ""), (2, "no space left"), (3, "")]
+    logged = EventAccumulator(str(run.logdir)).Reload()
+    assert [event.step for event in logged.Scalars("time/seconds")] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_a_round_that_cannot_be_written_is_marked(held: bool, run: Run) -> None:
     with run.saver:
@@ -154,6 +168,8 @@ def test_a_round_that_cannot_be_written_is_marked(held: bool, run: Run) -> None:
         assert [record.unsaved for record in run.rounds] == ["", "no space left", ""]
         run.leave(error=InputError("still none"), held=held).free.set()
     assert [record.unsaved for record in run.rounds] == ["", "no space left", "", "still none"]
+    content = json.loads((run.logdir / "metrics.json").read_text())
+    assert [record["unsaved"] for record in content["rounds"]] == [r.unsaved for r in run.rounds]
     assert run.kept == [1, 3]
 
 
@@ -172,16 +188,16 @@ def test_fast_rounds_wait_for_the_disk_once_a_second(
     run: Run, clock: Clock, synced: list[str]
 ) -> None:
     moments = (1000.0, 1000.4, 1000.9, 1001.0, 1001.5, 1002.1, 1003.1)
-    durable, logged, histories = [], [], []
+    durable, logged, files = [], [], []
     for moment in moments:
         clock.now = moment
         durable.append(run.leave().arguments["durable"])
         logged.append(len(run.logged))
-        histories.append(len(synced))
+        files.append(len(synced))
     assert durable == [True, False, False, True, False, True, True]
     assert logged == [1, 1, 1, 4, 4, 6, 7]
-    assert synced == ["rounds.jsonl"] * 4
-    assert histories == [1, 1, 1, 2, 2, 3, 4]
+    assert synced == ["events", "rounds.jsonl"] * 4
+    assert files == [2, 2, 2, 4, 4, 6, 8]
 
 
 def test_the_last_three_are_kept_and_the_last_that_the_disk_has(run: Run, clock: Clock) -> None:
@@ -210,9 +226,26 @@ def test_a_resumed_run_overwrites_what_is_damaged(tmp_path: Path, clock: Clock) 
     for number in (7, 8, 9, 10, 11):
         round_path(folder, number).touch()
     run = Run(tmp_path, before=9)
+    kept = []
     for _ in range(5):
         run.leave()
-    assert run.kept == [10, 12, 13, 14]
+        kept.append(run.kept)
+    assert kept == [
+        [8, 9, 10, 11],
+        [9, 10, 11],
+        [10, 11, 12],
+        [10, 11, 12, 13],
+        [10, 12, 13, 14],
+    ]
+
+
+def test_a_checkpoint_that_somebody_has_deleted(run: Run, clock: Clock) -> None:
+    for _ in range(3):
+        run.leave()
+    round_path(run.folder, 1).unlink()
+    clock.now += 2
+    run.leave()
+    assert run.kept == [2, 3, 4]
 
 
 def test_the_end_leaves_everything_done(run: Run, clock: Clock, synced: list[str]) -> None:
@@ -224,7 +257,7 @@ def test_the_end_leaves_everything_done(run: Run, clock: Clock, synced: list[str
         threading.Timer(0.2, last.free.set).start()
     assert last.written
     assert run.logged == [1, 2, 3, 4, 5]
-    assert synced == ["rounds.jsonl", "round-000005.safetensors", "checkpoints"]
+    assert synced == ["events", "rounds.jsonl", "round-000005.safetensors", "checkpoints"]
     assert run.kept == [3, 4, 5]
 
 
@@ -239,4 +272,55 @@ def test_a_stopped_run_too(run: Run, clock: Clock, synced: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         stop()
     assert run.logged == [1, 2, 3]
-    assert synced == ["rounds.jsonl", "round-000003.safetensors", "checkpoints"]
+    assert synced == ["events", "rounds.jsonl", "round-000003.safetensors", "checkpoints"]
+
+
+def test_a_run_that_had_nothing_to_do(run: Run) -> None:
+    with run.saver:
+        pass
+    assert run.logged == run.kept == []
+
+
+def test_a_run_stopped_while_a_round_is_written_waits_for_that(run: Run) -> None:
+    first: list[Stub] = []
+
+    def stop() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        threading.Timer(0.2, first[0].free.set).start()
+
+    def leave_two() -> None:
+        with run.saver:
+            first.append(run.leave(held=True))
+            threading.Timer(0.2, stop).start()
+            run.leave()
+
+    with pytest.raises(KeyboardInterrupt):
+        leave_two()
+    assert first[0].written
+    assert run.kept == [1]
+
+
+def test_a_last_checkpoint_that_does_not_get_to_the_disk_is_marked(
+    run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EDQUOT, "disk quota exceeded")
+
+    with run.saver:
+        run.leave()
+        run.leave()
+        monkeypatch.setattr(os, "fsync", fail)
+    assert run.rounds[0].unsaved == ""
+    assert "cannot be written: [Errno 122] disk quota exceeded" in run.rounds[1].unsaved
+
+
+def test_what_fails_at_the_end_does_not_hide_what_ended_the_run(run: Run) -> None:
+    (run.logdir / "metrics.json").mkdir()
+
+    def fail() -> None:
+        with run.saver:
+            run.leave()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()

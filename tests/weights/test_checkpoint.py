@@ -1,5 +1,7 @@
 """Checkpoint files: what is written is read back, whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,14 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from settings.errors import InputError
-from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
+from weights.checkpoint import (
+    model_arrays,
+    read_checkpoint,
+    round_of,
+    round_path,
+    round_paths,
+    write_checkpoint,
+)
 from weights.named import NamedArrays, fingerprint
 
 ARRAYS: NamedArrays = {
@@ -31,6 +40,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
 
 
+def test_the_disk_is_waited_for_if_nobody_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write_checkpoint(tmp_path / "a.safetensors", ARRAYS, HEADER, durable=False)
+    assert not synced
+    write_checkpoint(tmp_path / "a.safetensors", ARRAYS, HEADER)
+    assert len(synced) == 2
+
+
 def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.safetensors" for number in range(30)]
     for file in files:
@@ -43,6 +63,26 @@ def test_others_may_read_what_the_mask_lets_them(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.safetensors", ARRAYS, HEADER)
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_a_file_system_without_modes_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write_checkpoint(tmp_path / "a.safetensors", ARRAYS, HEADER)
+    assert read_checkpoint(tmp_path / "a.safetensors")[1] == HEADER
+
+
+def test_what_is_kept_of_rounds_is_found_in_their_order(tmp_path: Path) -> None:
+    paths = [round_path(tmp_path, number) for number in (2, 10, 999_999)]
+    for path in (*reversed(paths), tmp_path / "round-x.safetensors", tmp_path / "round-1.json"):
+        path.touch()
+    assert round_paths(tmp_path) == paths
+    assert [round_of(path) for path in paths] == [2, 10, 999_999]
+    assert round_paths(tmp_path / "none") == round_paths(paths[0]) == []
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

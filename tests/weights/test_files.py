@@ -30,6 +30,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_cannot_even_be_begun(tmp_path: Path) -> None:
+    def fail() -> None:
+        with replacing(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.raises(InputError, match=r"file: cannot be written: .*no space left"):
+        fail()
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
@@ -134,14 +143,33 @@ def test_a_growing_file_keeps_what_it_is_told_to(
     assert not synced
     file.flush(durable=True)
     assert len(synced) == 1
-    Growing(path)
+    Growing(path).flush()
     assert path.read_bytes() == b""
+
+
+def test_a_flush_that_was_stopped_half_way_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    file = Growing(tmp_path / "file")
+    file.write(b"one ")
+    file.flush()
+    file.write(b"two")
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        file.flush(durable=True)
+    file.flush()
+    assert (tmp_path / "file").read_bytes() == b"one two"
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
     with replacing(tmp_path / "new/deep/file") as temporary:
         temporary.touch()
     assert (tmp_path / "new/deep/file").is_file()
+    Growing(tmp_path / "newer/deep/file").flush()
+    assert (tmp_path / "newer/deep/file").is_file()
 
 
 def test_a_file_system_that_cannot_sync_a_folder_will_do(
