@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
@@ -64,8 +64,7 @@ def message_bytes(message: Message) -> int:
                 tuple([(k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in arrays])
             )
         else:
-            items = record.items()
-            total += _record_bytes(_Kind(tuple([(key, _length(v)) for key, v in items]), record))
+            total += _record_bytes(record)
     said = message.metadata
     body = _body_bytes(
         (said.run_id, said.src_node_id, said.dst_node_id, said.src_task_id, said.dst_task_id),
@@ -97,18 +96,23 @@ def _length(value: ConfigRecordValues) -> object:
     return (kind, 0) if kind is float else (kind, value)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A record of settings or metrics, equal to those that take as many bytes."""
-
-    lengths: tuple[tuple[str, object], ...]
-    record: ConfigRecord | MetricRecord = field(compare=False)
+_SIZES: dict[tuple[tuple[str, object], ...], int] = {}
+"""Bytes of the records that have been measured, by what says them."""
+_MOST, _LARGEST = 1024, 2**14
+"""Of these: how many, and bytes of a record. What a stranger may send must not stay."""
 
 
-@functools.lru_cache(maxsize=1024)
-def _record_bytes(kind: _Kind) -> int:
+def _record_bytes(record: ConfigRecord | MetricRecord) -> int:
     """Bytes of a record of settings or metrics."""
-    return len(kind.record.deflate())
+    lengths = tuple([(key, _length(value)) for key, value in record.items()])
+    size = _SIZES.get(lengths)
+    if size is None:
+        size = len(record.deflate())
+        if size <= _LARGEST:
+            if len(_SIZES) == _MOST:
+                _SIZES.clear()
+            _SIZES[lengths] = size
+    return size
 
 
 Structure = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
