@@ -155,7 +155,7 @@ class Directory:
                 f"{counted(min_nodes, 'node')}: {len(self._asked)} connected, {answered} of them answered"
             )
         served = set(self._shares.values())
-        for number in sorted({number for _, number in served if number > 1}):
+        for number in sorted({number for _, number in served}):
             absent = [index for index in range(number) if (index, number) not in served]
             if absent:
                 nodes = counted(len(absent), "node")

@@ -124,8 +124,11 @@ def test_a_node_that_comes_back_takes_its_clients_over(monkeypatch: pytest.Monke
     assert directory.node_of == {"a": again, "b": again, "c": second}
 
 
-def test_a_node_that_joins_and_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = announcing((["a"], 0, 1), InputError("no such file: /data"))
+@pytest.mark.parametrize("answer", [InputError("no such file: /data"), (["a"], 2, 2)])
+def test_a_node_that_joins_and_fails_changes_nothing(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = announcing((["a"], 0, 1), answer)
     nodes = grid.get_node_ids()
     connect(grid, monkeypatch, nodes[:1], nodes)
     directory = Directory.discover(grid)
@@ -198,6 +201,10 @@ def test_a_node_that_was_not_reached_is_asked_again(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(grid, "pull_messages", failing)
     assert Directory.discover(grid, timeout=5.0).node_of == {"a": nodes[0], "b": nodes[1]}
+    assert failed == [nodes[1]]
+    failed.clear()
+    with pytest.raises(InputError, match=r"3 nodes: 2 are connected, 2 of them answered$"):
+        Directory.discover(grid, min_nodes=3, timeout=0.5)
     assert failed == [nodes[1]]
 
 

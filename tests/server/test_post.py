@@ -1,5 +1,6 @@
 """What goes over HTTP, by Flower's own grid over a stub: replies fetched in turn, lost messages sent again."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from types import MappingProxyType, SimpleNamespace
@@ -19,6 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from server.exchange import exchange
+from server.post import Post
 from weights.wire import pack
 
 
@@ -179,6 +181,19 @@ def test_a_message_that_is_sent_again_names_the_first(monkeypatch: pytest.Monkey
     assert len(list(exchange(grid, [message], 60.0))) == 1
     assert again == [message.metadata.message_id] * 2
     assert "again" not in message.content
+
+
+def test_a_message_whose_time_is_over_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime()
+    runtime.expired.add("train")
+    post = Post(OverHttp(runtime))
+    [message] = work([3])
+    post.push([message], 10.0)
+    over = message.metadata.created_at + 10.0
+    monkeypatch.setattr(time, "time", lambda: over)
+    [reply] = post.arrivals()
+    assert reply.has_error()
+    assert len(runtime.pushed) == 1
 
 
 def test_a_node_that_is_slow_is_not_sent_its_message_again(monkeypatch: pytest.MonkeyPatch) -> None:

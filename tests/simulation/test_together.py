@@ -14,6 +14,7 @@ import torch
 import client.app
 import client.data
 from client.data import prepared
+from client.regression import Regression
 from client.together import update_together
 from tasks.catalogue import load_task
 from tasks.data import InMemory, Split
@@ -82,6 +83,25 @@ def test_the_same_run(
     for a, b in zip(many["rounds"], one["rounds"], strict=True):
         assert a["train"] == pytest.approx(b["train"], rel=1e-5)
         assert a["comm"] == b["comm"]
+
+
+def test_a_softmax_regression_is_trained_by_its_kernel(
+    writers: str, federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stacked operations would give the same numbers, later."""
+    llvm = pytest.importorskip("weights.llvm", reason="llvmlite is not installed")
+    if llvm.registers() is None:
+        pytest.skip("a processor without AVX2")
+    train, trained = Regression.train, []
+
+    def watch(*arguments: Any) -> Any:
+        results = train(*arguments)
+        trained.append(results is not None)
+        return results
+
+    monkeypatch.setattr(Regression, "train", watch)
+    federate(**SMALL, data=writers)
+    assert trained == [True, True]
 
 
 @pytest.mark.parametrize("task", ["emnist_lr", "emnist_cnn"])
