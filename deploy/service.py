@@ -27,11 +27,16 @@ def read_verdict() -> str:
     return VERDICT.read_text() if VERDICT.exists() else ""
 
 
-def serve(command: list[str], before: str) -> int:
-    """Run the command once: its exit code, or 0 where a verdict other than `before` ended it."""
+def serve(command: list[str], before: str, asked: list[int]) -> int:
+    """Run the command once: its exit code, or 0 where a verdict other than `before` ended it.
+
+    Exits, and ends the command, once `asked` holds a signal.
+    """
     process = subprocess.Popen(command)
     try:
         while process.poll() is None:
+            if asked:
+                sys.exit(143)
             if read_verdict() != before:
                 return 0
             time.sleep(_POLL)
@@ -54,9 +59,11 @@ def main() -> None:
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="one of Flower's processes")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    asked: list[int] = []
+    # It does not raise: out of Popen's methods an exception may leave their lock taken, or a process that nobody ends.
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     before, give_up = read_verdict(), time.monotonic() + options.retry
-    while (code := serve(options.command, before)) > 0 and time.monotonic() < give_up:
+    while (code := serve(options.command, before, asked)) > 0 and time.monotonic() < give_up:
         said = f"{options.command[0]} ended with {code}; another try in {_PAUSE:.0f} s"
         print(f"{said}, until {options.retry:.0f} s after the start", file=sys.stderr, flush=True)
         time.sleep(_PAUSE)
