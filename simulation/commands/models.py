@@ -42,7 +42,7 @@ def generate(
     """
     from server.initial import initial_model
     from tasks.catalogue import load_task
-    from tasks.shakespeare import PROMPT, stream
+    from tasks.text import PROMPT, stream
 
     if samples < 1:
         raise InputError(f"--samples must be at least 1, but is {samples}")

@@ -259,7 +259,7 @@ def test_dickens_reads_king_lear(tff_data: Path, tmp_path: Path) -> None:
 
 
 def test_dickens_cannot_read_noise(tmp_path: Path) -> None:
-    from tasks.shakespeare import VOCABULARY
+    from tasks.text import VOCABULARY
 
     symbols = np.frombuffer(VOCABULARY.encode(), np.uint8)
     noise = np.random.default_rng(0).choice(symbols, size=5 * 8 * 101).tobytes()
