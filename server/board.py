@@ -40,8 +40,7 @@ class Board:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers by tag, in one event: a round has some thirty."""
         numbers = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        if numbers:
-            self._add(Event(summary=Summary(value=numbers)), step)
+        self._add(Event(summary=Summary(value=numbers)), step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Log a text."""

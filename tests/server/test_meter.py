@@ -86,3 +86,6 @@ def test_traffic_adds_up() -> None:
     traffic.count_sent([message([(10,)]), message([(10,)])])
     assert traffic.broadcasted == 2 * (128 + 40)  # npy's header is 128 bytes
     assert traffic.broadcasted_message > traffic.broadcasted
+    assert len([*traffic.count_received([message([(10,)])])]) == 1
+    assert traffic.aggregated == 128 + 40
+    assert 2 * traffic.aggregated_message == traffic.broadcasted_message

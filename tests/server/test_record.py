@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from server.meter import Traffic
 from server.record import Recorder, RoundRecord, comm_record, without_nan
@@ -63,6 +64,15 @@ def test_what_a_run_ended_with_is_of_training_where_nothing_was_evaluated(tmp_pa
     recorder.add(replace(record(1, 4.0), eval={}))
     recorder.close()
     assert scalars(tmp_path)["final/loss"] == [(0, 4.0)]
+
+
+def test_settings_are_hyperparameters(tmp_path: Path) -> None:
+    recorder = Recorder(Settings(seed=4, task="emnist_lr"), tmp_path, [], {})
+    recorder.add(record(1))
+    recorder.close()
+    plugin = read(tmp_path).summary_metadata["_hparams_/session_start_info"].plugin_data
+    values = HParamsPluginData.FromString(plugin.content).session_start_info.hparams
+    assert (values["seed"].number_value, values["task"].string_value) == (4, "emnist_lr")
 
 
 def test_settings_and_samples_are_texts(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,20 @@ def test_a_checkpoint_is_of_the_moment_when_it_was_made(tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays["optimizer/0/momentum_buffer"], moment)
     nodes.load_states(tmp_path / "states", 1)
     assert nodes.remembered() == [1, None]
+
+
+def test_a_checkpoint_need_not_be_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    problem = Problem("sgd:lr=0.1")
+    checkpoint = Checkpoint(1, problem.arrays, problem.optimizer, {})
+    assert checkpoint.num_bytes == 24
+    checkpoint.write(tmp_path, History(tmp_path).mark, durable=False)
+    assert not synced
+    checkpoint.write(tmp_path, History(tmp_path).mark)
+    assert len(synced) == 2
 
 
 def test_the_last_good_checkpoint_says_whose_it_is(tmp_path: Path) -> None:
