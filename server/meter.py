@@ -96,15 +96,15 @@ def _length(value: ConfigRecordValues) -> object:
     return (kind, 0) if kind is float else (kind, value)
 
 
-_SIZES: dict[tuple[tuple[str, object], ...], int] = {}
-"""Bytes of the records that have been measured, by what says them."""
+_SIZES: dict[tuple[object, ...], int] = {}
+"""Bytes of the records that have been measured, by their kind and their values' lengths."""
 _MOST, _LARGEST = 1024, 2**14
 """Of these: how many, and bytes of a record. What a stranger may send must not stay."""
 
 
 def _record_bytes(record: ConfigRecord | MetricRecord) -> int:
     """Bytes of a record of settings or metrics."""
-    lengths = tuple([(key, _length(value)) for key, value in record.items()])
+    lengths = type(record), *[(key, _length(value)) for key, value in record.items()]
     size = _SIZES.get(lengths)
     if size is None:
         size = len(record.deflate())
