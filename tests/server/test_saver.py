@@ -294,8 +294,12 @@ def test_a_run_stopped_while_a_round_is_written_waits_for_that(run: Run) -> None
             threading.Timer(0.2, stop).start()
             run.leave()
 
-    with pytest.raises(KeyboardInterrupt):
-        leave_two()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            leave_two()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert first[0].written
     assert run.kept == [1]
 
