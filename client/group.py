@@ -79,7 +79,7 @@ def join(
         # Examples kept and joined; weights, gradients, two slots and updates; what each batch takes.
         fixed += 2 * size_of(client.prepared) + 5 * 4 * parameters
         steps = max(steps, client.chosen.num_batches)
-        if group and fixed + (len(group) + 1) * steps * client.chosen.size * row > MOST_BYTES:
+        if fixed + (len(group) + 1) * steps * client.chosen.size * row > MOST_BYTES:
             break
         kinds.add(kind)
         group[message.metadata.message_id] = client

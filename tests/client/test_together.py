@@ -19,7 +19,7 @@ from tasks.catalogue import load_task
 from tasks.stream import Batch, Chosen, Prepared, Stream
 from weights.keras import build_model
 from weights.layers import Activate
-from weights.named import arrays_of
+from weights.named import arrays_of, is_finite
 
 SIZES = (23, 0, 7, 1, 40, 8, 16, 3)  # with three epochs a last batch of one row too
 
@@ -107,6 +107,16 @@ def test_together_is_as_one_by_one(
         for name, values in alone_sums.items():
             np.testing.assert_allclose(sums[name], values, rtol=1e-5)
     assert together[1] == ({}, {})
+
+
+def test_an_example_that_is_not_a_number_spoils_no_other_client() -> None:
+    """A short last batch is filled up with rows of its own client."""
+    spoilt, sound = examples(16), examples(9)
+    spoilt.inputs[0] = torch.nan
+    clients = [Client(data, Chosen(np.arange(len(data)), 8)) for data in (spoilt, sound)]
+    model = mlp()
+    together = update_together(TASK, model, arrays_of(model), clients, "sgd:lr=0.1", CREW)
+    assert [is_finite(update) for update, _ in together] == [False, True]
 
 
 def test_an_activation_over_classes_stays_with_its_row() -> None:
