@@ -21,6 +21,7 @@ from tasks.data import InMemory, Split
 from tasks.stream import Prepared
 from tests.conftest import Federate
 from weights.named import fingerprint
+from weights.processor import registers
 
 SMALL = {
     "task": "emnist_lr",
@@ -85,13 +86,11 @@ def test_the_same_run(
         assert a["comm"] == b["comm"]
 
 
+@pytest.mark.skipif(registers() is None, reason="no llvmlite, or a processor without AVX2")
 def test_a_softmax_regression_is_trained_by_its_kernel(
     writers: str, federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stacked operations would give the same numbers, later."""
-    llvm = pytest.importorskip("weights.llvm", reason="llvmlite is not installed")
-    if llvm.registers() is None:
-        pytest.skip("a processor without AVX2")
     train, trained = Regression.train, []
 
     def watch(*arguments: Any) -> Any:
