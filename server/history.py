@@ -44,13 +44,15 @@ class History:
         self._file.flush(durable=durable)
 
 
-def read_history(folder: Path, mark: Mark) -> list[dict[str, Any]]:
+def read_history(folder: Path, mark: Mark | None) -> list[dict[str, Any]]:
     """The rounds that belong to a checkpoint, in their order.
 
     Raises:
-        InputError: The file is not there, or damaged.
+        InputError: The file is not there, or damaged, or of an earlier fedferry, which kept the rounds elsewhere.
     """
     path = _file(folder)
+    if mark is None:
+        raise InputError(f"it was written by a fedferry that had no {path.name} yet")
     try:
         data = path.read_bytes()[: mark["bytes"]]
     except OSError as error:

@@ -142,7 +142,7 @@ def load_state(
     for path, arrays, header in _readable(folder):
         _check_settings(header["settings"], settings.to_config(), path)
         try:
-            header["rounds"] = read_history(folder, header["history"])
+            header["rounds"] = read_history(folder, header.get("history"))
             if nodes is not None:
                 nodes.load_states(folder / _STATES, header["round"])
         except InputError as error:

@@ -69,6 +69,8 @@ def test_damage_is_seen(tmp_path: Path) -> None:
         file.write_bytes(damaged)
         with pytest.raises(InputError, match=r"rounds.jsonl is damaged: its checksum"):
             read_history(tmp_path, mark)
+    with pytest.raises(InputError, match=r"written by a fedferry that had no rounds.jsonl yet"):
+        read_history(tmp_path, None)
     file.unlink()
     with pytest.raises(InputError, match=r"rounds.jsonl: cannot be read: No such file"):
         read_history(tmp_path, mark)
