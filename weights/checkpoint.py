@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,9 +18,6 @@ from weights.named import Array, NamedArrays, fingerprint
 
 _HEADER = "fedferry"
 """The only entry of a file's metadata, the checksum and the header: safetensors writes several in any order."""
-
-_MASK = os.umask(0o777)
-os.umask(_MASK)
 
 WEIGHTS = "weights/"
 """Precedes the names of the model's arrays in a run's checkpoint, which has other arrays too."""
@@ -41,13 +37,15 @@ def write_checkpoint(
     said = json.dumps(header)
     metadata = {_HEADER: f"{_checksum(contiguous, said)} {said}"}
     with replacing(path, durable=durable) as file:
+        file.touch()
+        mode = file.stat().st_mode
         try:
             save_file(contiguous, file, metadata=metadata)
         except SafetensorError as error:  # the system's, in safetensors' words
             raise OSError(str(error)) from error
         with suppress(OSError):  # not every file system can
             # safetensors makes a file of its own, which nobody else may read.
-            file.chmod(0o666 & ~_MASK)
+            file.chmod(mode)
 
 
 def read_checkpoint(path: Path) -> tuple[NamedArrays, dict[str, Any]]:

@@ -1,7 +1,5 @@
 """Checkpoints of a run: every optimizer goes on where it stopped."""
 
-import errno
-import fcntl
 import json
 import math
 import os
@@ -20,7 +18,6 @@ from server.history import History
 from server.state import (
     Checkpoint,
     KeepsStates,
-    exclusive,
     forget,
     has_checkpoint,
     load_state,
@@ -180,37 +177,6 @@ def test_the_last_good_checkpoint_says_whose_it_is(tmp_path: Path) -> None:
     (tmp_path / "round-000001.safetensors").write_bytes(b"damaged")
     assert run_of(tmp_path) is None
     assert has_checkpoint(tmp_path)
-
-
-def test_one_run_at_a_time_in_a_folder(tmp_path: Path) -> None:
-    with (
-        exclusive(tmp_path / "a"),
-        exclusive(tmp_path / "b"),
-        pytest.raises(InputError, match="a is in use: another run"),
-        exclusive(tmp_path / "a"),
-    ):
-        pass
-    with exclusive(tmp_path / "a"):
-        pass
-    with exclusive(tmp_path / "deep/er"):
-        pass
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(InputError, match="file/a: cannot be written"),
-        exclusive(tmp_path / "file/a"),
-    ):
-        pass
-
-
-def test_a_file_system_without_locks_keeps_nobody_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lock(handle: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "no locks available")
-
-    monkeypatch.setattr(fcntl, "flock", lock)
-    with exclusive(tmp_path), exclusive(tmp_path):
-        pass
 
 
 class Nodes(InProcessGrid):
