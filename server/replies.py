@@ -85,7 +85,8 @@ class Claims:
         if batches is None:
             raise WireError("the reply does not say how many batches (num_batches) it stands for")
         if self.max_batches and batches > self.max_batches:
-            raise WireError(f"it claims {batches} batches: more than --max-batches allows")
+            said = counted(batches, "batch", "batches")
+            raise WireError(f"it claims {said}: more than --max-batches allows")
         if self.batch_size and examples > batches * self.batch_size:
             raise WireError(
                 f"it claims {counted(examples, 'example')} in "

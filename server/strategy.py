@@ -17,7 +17,7 @@ from server.cohort import Cohort
 from server.directory import Directory
 from server.post import error_reason
 from server.replies import Claims, only
-from settings.errors import InputError, shorten
+from settings.errors import InputError, counted, shorten
 from tasks.metrics import Metric, Sums, add_sums, finalize
 from weights.named import Array, NamedArrays, is_finite
 from weights.optimizers import make_optimizer
@@ -72,7 +72,9 @@ class Tally:
         """Raise InputError, which names `what` was asked for, if every client failed."""
         if self.failed and not self.answered:
             client_id, reason = next(iter(self.failed.items()))
-            raise InputError(f"{what}: all {self.failures} clients failed; {client_id}: {reason}")
+            number = self.failures
+            all_of_them = "the only client" if number == 1 else f"all {number:,} clients"
+            raise InputError(f"{what}: {all_of_them} failed; {client_id}: {reason}")
 
 
 class WeightedFedAvg(Strategy):
@@ -211,8 +213,9 @@ class WeightedFedAvg(Strategy):
             log(WARNING, said, server_round, lost)
         if self.tally.answered < self._min_replies:
             self.tally.skipped = 1
-            said = "round %d is skipped: %d replies, at least %d are needed"
-            log(WARNING, said, server_round, self.tally.answered, self._min_replies)
+            came = counted(self.tally.answered, "reply", "replies")
+            said = "round %d is skipped: %s, %d needed at least"
+            log(WARNING, said, server_round, came, self._min_replies)
         elif mean.total_weight:
             self.tally.largest_share = mean.largest_weight / mean.total_weight
             self._step(mean.mean())

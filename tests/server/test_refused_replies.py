@@ -184,3 +184,7 @@ def test_reasons_of_many_failures_are_counted_and_the_first_kept() -> None:
     everybody.train()
     with pytest.raises(InputError, match=r"^round 1: all 120 clients failed; c000: .*no memory"):
         everybody.strategy.tally.check("round 1")
+    one = Rounds({"a": RuntimeError("no memory")})
+    one.train()
+    with pytest.raises(InputError, match=r"^round 1: the only client failed; a: .*no memory"):
+        one.strategy.tally.check("round 1")

@@ -152,9 +152,12 @@ def test_missing_replies_are_counted() -> None:
     assert rounds.w == [0.0, 1.0]
 
 
-def test_a_round_with_too_few_replies_is_skipped() -> None:
+def test_a_round_with_too_few_replies_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     rounds = Rounds({"a": good(1.0), "b": EMPTY, "c": good(1.0)}, min_replies=3)
+    rounds.train(lambda replies: replies[:1])
     rounds.train(lambda replies: replies[:2])
+    assert "round 1 is skipped: 1 reply, 3 needed at least" in caplog.text
+    assert "round 1 is skipped: 2 replies, 3 needed at least" in caplog.text
     assert rounds.w == [1.0, 2.0]
     assert rounds.strategy.tally.skipped == 1
     rounds.train()  # an answer without data is one
