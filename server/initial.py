@@ -10,6 +10,7 @@ from tasks.published import cached
 from tasks.stream import Batch
 from tasks.task import Task
 from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
+from weights.files import check_word
 from weights.keras import KerasModel, load_model, save_model
 from weights.named import arrays_of, load_arrays
 from weights.recurrent import reset_states
@@ -21,10 +22,11 @@ def checkpoint_of(task: Task, init: str) -> Path | None:
     """The checkpoint that a run starts from: `--init`, else the task's own, else none.
 
     Raises:
-        InputError: `dickens`, which is what `fedferry download dickens` fetches, is not there yet.
+        InputError: `dickens`, which is what `fedferry download dickens` fetches, is not there yet; or it is misspelt.
     """
     if init == "dickens":
         return cached(init)
+    check_word(init, "dickens")
     return Path(init) if init else task.checkpoint
 
 

@@ -11,6 +11,7 @@ from tasks.data import Examples, Population, Split, open_population
 from tasks.metrics import ALWAYS, Metric
 from tasks.published import cached
 from tasks.stream import Batch, Prepared
+from weights.files import check_word
 from weights.keras import build_model
 
 
@@ -63,13 +64,21 @@ class Task:
             )
 
     def population(self, data: str, split: Split) -> Population:
-        """Open `--data`: a path, `sample` for the embedded data, or `tff` for what was downloaded."""
+        """Open `--data`: a path, `sample` for the embedded data, or `tff` for what was downloaded.
+
+        Raises:
+            InputError: There is none, or it cannot be read.
+        """
         if data == "tff":
             if not self.published:
                 raise InputError(f"TFF published no data for task {self.name}: give --data PATH")
             return self.open(str(cached(self.published)), split)
         if data != "sample":
-            return self.open(data, split)
+            try:
+                return self.open(data, split)
+            except InputError:
+                check_word(data, "sample", "tff")
+                raise
         if self.sample is None:
             raise InputError(f"task {self.name} has no embedded sample data: give --data PATH")
         return self.sample(split)

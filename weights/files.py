@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from errno import ENOSPC
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: a folder, not a file")
     if not stat.S_ISREG(mode):
         raise InputError(f"{path}: a device, not a file")
+
+
+def check_word(text: str, *words: str) -> None:
+    """Raise InputError if `text` is no file, but nearly one of the words that may stand for one."""
+    near = get_close_matches(text, words, n=1)
+    if near and not Path(text).exists():
+        raise InputError(f"{text}: no such file; did you mean {near[0]}?")
 
 
 def check_place(path: Path) -> None:

@@ -74,8 +74,10 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run emnist_lr --data text_train.h5", ["client 'a'", "no feature 'pixels'", "snippets"]),
         ("run shakespeare --data small_train.h5", ["no feature 'snippets'", "label (3,)"]),
         ("run emnist_lr --data tff", ["fedferry download emnist-digits"]),
+        ("run emnist_lr --data sampel", ["sampel: no such file; did you mean sample?"]),
         ("run emnist_lr --data hf:", ["hf:flwrlabs/femnist"]),
         ("run shakespeare --init dickens", ["fedferry download dickens"]),
+        ("run shakespeare --init dikens", ["dikens: no such file; did you mean dickens?"]),
         (f"run emnist_cnn --init {DICKENS}", ["another architecture", "emnist_cnn"]),
         ("run emnist_lr --init text.txt", ["text.txt: not a readable HDF5 file"]),
         ("run lacking:TASK", ["cannot import lacking", "no_such_thing", "lacking.py, line 2"]),
@@ -172,8 +174,8 @@ def test_a_metric_that_no_run_has(fedferry: Command) -> None:
     for bits in ("aggregated", "broadcasted"):
         run["rounds"][0]["comm"][f"cumulative_{bits}_bits"] = 8
     Path("run.json").write_text(json.dumps(run))
-    code, _, err = fedferry("compare", "run.json", "--metric", "accurcy")
-    assert code == 2
+    code, out, err = fedferry("compare", "run.json", "--metric", "accurcy")
+    assert (code, out) == (2, "")
     assert "unknown eval metric 'accurcy': choose from loss" in err
     assert not Path("compare.png").exists()
 
