@@ -59,7 +59,7 @@ def _train(
     with factored(optimizer):
         for batch in batches:
             outputs = outputs_of(model, batch.inputs, precision)
-            loss = task.loss(outputs, batch)
+            loss = task.mean_loss(outputs, batch)
             sums.add(outputs, loss, batch)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

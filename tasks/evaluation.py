@@ -19,5 +19,5 @@ def evaluate(task: Task, model: nn.Module, batches: Iterable[Batch]) -> Sums:
     sums = MetricSums(task.metrics)
     for batch in batches:
         outputs = model(batch.inputs)
-        sums.add(outputs, task.loss(outputs, batch), batch)
+        sums.add(outputs, task.mean_loss(outputs, batch), batch)
     return sums.sums()

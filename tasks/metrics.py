@@ -111,11 +111,7 @@ class MetricSums:
 
     @torch.no_grad()
     def add(self, outputs: Tensor, loss: Tensor, batch: Batch) -> None:
-        """Count one batch; `loss` is the mean over its counted targets."""
-        if loss.numel() != 1:
-            raise InputError(
-                f"a task's loss is the mean over a batch, one number, not numbers of shape {[*loss.shape]}"
-            )
+        """Count one batch; `loss` is the mean over its counted targets, a scalar."""
         weight = float(batch.num_targets)
         self._count("loss", (loss.detach() * weight, weight))
         for name, metric in self._metrics.items():
@@ -135,7 +131,13 @@ class MetricSums:
 
     def _count(self, name: str, values: Sequence[Tensor | float]) -> None:
         # float64: sums of counts stay exact, and stay on the device until they are read.
-        summand = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
+        summands = [torch.as_tensor(value, dtype=torch.float64) for value in values]
+        if any(summand.shape for summand in summands):
+            shapes = ", ".join(str([*summand.shape]) for summand in summands)
+            raise InputError(
+                f"metric {name} must give scalars, its sums over the batch, not shapes {shapes}"
+            )
+        summand = torch.stack(summands)
         self._totals[name] = self._totals[name] + summand if name in self._totals else summand
 
     def sums(self) -> Sums:

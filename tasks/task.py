@@ -101,6 +101,20 @@ class Task:
             f"its features are: {shapes}"
         )
 
+    def mean_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """`loss`, one number.
+
+        Raises:
+            InputError: It gives something else.
+        """
+        loss = self.loss(outputs, batch)
+        if not isinstance(loss, Tensor) or loss.shape:
+            found = f"shape {[*loss.shape]}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(
+                f"task {self.name}: its loss must be the mean over a batch, a scalar tensor, not {found}"
+            )
+        return loss
+
     def build(self, architecture: str) -> nn.Module:
         """The task's own model, or the one that a Keras `model_config` describes (giving logits)."""
         if architecture:

@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from client.update import local_update
 from settings.errors import InputError
 from tasks.catalogue import load_task
+from tasks.evaluation import evaluate
 from tasks.metrics import (
     ACCURACY,
     ALWAYS,
@@ -22,6 +25,7 @@ from tasks.metrics import (
     ratio,
 )
 from tasks.stream import Batch
+from weights.named import arrays_of
 
 
 def logits(*classes: int) -> Tensor:
@@ -205,7 +209,23 @@ def test_a_metric_that_gives_another_number_of_sums_is_named() -> None:
         sums.add(torch.zeros(2, 3), torch.tensor(0.0), batch)
 
 
-def test_a_loss_that_is_no_mean_is_named() -> None:
+def test_a_metric_whose_sums_are_not_added_up_is_named() -> None:
+    sums = MetricSums({"mine": Metric(lambda outputs, batch: (outputs[:, 0], 2.0))})
     batch = Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"loss is the mean over a batch, .* of shape \[2\]"):
-        MetricSums({}).add(torch.zeros(2, 3), torch.zeros(2), batch)
+    with pytest.raises(InputError, match=r"metric mine must give scalars, .* shapes \[2\], \[\]"):
+        sums.add(torch.zeros(2, 3), torch.tensor(0.0), batch)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(torch.zeros(2), r"shape \[2\]"), (torch.zeros(1), r"shape \[1\]"), (0.0, "float")],
+)
+def test_a_loss_that_is_no_mean_is_named(given: Any, said: str) -> None:
+    task = replace(load_task("emnist_lr"), name="mine", loss=lambda outputs, batch: given)
+    batch = Batch(torch.zeros(2, 784), torch.zeros(2, dtype=torch.int64))
+    said = f"^task mine: its loss must be the mean over a batch, a scalar tensor, not {said}$"
+    with pytest.raises(InputError, match=said):
+        evaluate(task, task.model(), [batch])
+    model = task.model()
+    with pytest.raises(InputError, match=said):
+        local_update(task, model, arrays_of(model), [batch], "sgd:lr=1.0")
