@@ -94,24 +94,28 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def default_metric(runs: Sequence[Run], side: str) -> str:
-    """The accuracy where a run has one, else the loss."""
-    return (
-        "accuracy"
-        if any("accuracy" in item[side] for run in runs for item in run.rounds)
-        else "loss"
-    )
+def chosen_metric(runs: Sequence[Run], side: str, metric: str = "") -> str:
+    """The metric that was asked for; where none was, the accuracy if a run has one, else the loss.
+
+    Raises:
+        InputError: No run has it, or none has been evaluated.
+    """
+    known = {name: None for run in runs for item in run.rounds for name in item[side]}
+    if not known:
+        hint = ": --on train shows what they had in training" if side == "eval" else ""
+        raise InputError(f"no run has {side} metrics{hint}")
+    metric = metric or ("accuracy" if "accuracy" in known else "loss")
+    if metric not in known:
+        raise unknown(f"{side} metric", metric, known)
+    return metric
 
 
 def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:
     """Write the PNG: a metric against rounds, and against megabytes sent.
 
     Raises:
-        InputError: No run has the metric, or matplotlib is not installed.
+        InputError: matplotlib is not installed.
     """
-    known = {name: None for run in runs for item in run.rounds for name in item[side]}
-    if metric not in known:
-        raise unknown(f"{side} metric", metric, known)
     with drawing():
         write_png(_curves(runs, side, metric), path)
 

@@ -99,9 +99,10 @@ def compare(runs: tuple[Path, ...], metric: str, side: str, png: Path) -> None:
     """
     from rich.console import Console
 
-    from simulation.compare import comparison_table, default_metric, draw, read_run
+    from simulation.compare import chosen_metric, comparison_table, draw, read_run
 
     read = [read_run(path) for path in runs]
+    metric = chosen_metric(read, side, metric)
     Console().print(comparison_table(read))
-    draw(read, side, metric or default_metric(read, side), png)
+    draw(read, side, metric, png)
     click.echo(f"picture: {png}")

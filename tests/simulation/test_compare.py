@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from settings.errors import InputError
-from simulation.compare import comparison_table, default_metric, draw, read_run
+from simulation.compare import chosen_metric, comparison_table, draw, read_run
 
 
 def logged(folder: Path, codec: str, bits: int) -> Path:
@@ -62,10 +62,17 @@ def test_a_run_that_diverged_and_one_that_sent_nothing(tmp_path: Path) -> None:
 
 def test_the_picture_shows_the_accuracy_or_else_the_loss(tmp_path: Path) -> None:
     run = read_run(logged(tmp_path / "run", "identity", 8))
-    assert default_metric([run], "eval") == "accuracy"
+    assert chosen_metric([run], "eval") == "accuracy"
+    assert chosen_metric([run], "eval", "loss") == "loss"
     for item in run.rounds:
         item["eval"].pop("accuracy", None)
-    assert default_metric([run], "eval") == "loss"
+    assert chosen_metric([run], "eval") == "loss"
+    with pytest.raises(InputError, match="unknown eval metric 'accuracy': choose from loss"):
+        chosen_metric([run], "eval", "accuracy")
+    for item in run.rounds:
+        item["eval"].clear()
+    with pytest.raises(InputError, match="no run has eval metrics: --on train"):
+        chosen_metric([run], "eval")
 
 
 @pytest.mark.parametrize(
