@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from errno import EPIPE
 from logging import WARNING
 from types import TracebackType
 
@@ -24,6 +25,12 @@ _ROWS = 20
 _WIDTH = 80
 
 
+class _Output(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would end the process for."""
+        raise BrokenPipeError(EPIPE, os.strerror(EPIPE))
+
+
 class Console:
     """Shows a run on standard output.
 
@@ -37,7 +44,7 @@ class Console:
         self._settings = settings
         self._cohort = cohort
         self._clients = clients = cohort.enough
-        self._out = RichConsole(highlight=False)
+        self._out = _Output(highlight=False)
         if self._out.width > _WIDTH or not self._out.is_terminal:
             self._out.width = _WIDTH
         self._progress = Progress(
@@ -129,11 +136,9 @@ class Console:
         self._print(f"TensorBoard: tensorboard --logdir {settings.logdir}", soft_wrap=True)
 
     def _print(self, *what: RenderableType, soft_wrap: bool = False) -> None:
-        """Print; a full disk behind standard output costs what is said from then on, and not the run."""
+        """Print; a full disk or a closed pipe costs what is said from then on, and not the run."""
         try:
             self._out.print(*what, soft_wrap=soft_wrap)
-        except BrokenPipeError:
-            raise
         except OSError as error:
             log(WARNING, "standard output cannot be written, the run goes on: %s", error)
             # What waits in a buffer would fail again at the end of the process.

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -59,6 +60,19 @@ def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
             [sys.executable, "-c", script, *words], stdout=full, stderr=subprocess.PIPE, check=True
         )
     assert b"standard output cannot be written, the run goes on" in done.stderr
+    assert (tmp_path / "checkpoints/round-000002.safetensors").is_file()
+
+
+def test_standard_output_into_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
+    """As `| head -1` leaves it."""
+    script = "from simulation.cli import main; main()"
+    words = ["run", "emnist_lr", "--cohort", "2", "--rounds", "2", "--logdir", str(tmp_path)]
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=True)
+    os.close(write)
+    assert b"the run goes on: [Errno 32] Broken pipe" in done.stderr
     assert (tmp_path / "checkpoints/round-000002.safetensors").is_file()
 
 
