@@ -45,10 +45,9 @@ class Cohort:
         """Replies that close a round: with over-selection, fewer than are asked."""
         return len(self._named) or self._size
 
-    @property
-    def everybody(self) -> bool:
-        """Whether that is as many as there are clients."""
-        return self.enough == len(self._ids)
+    def is_everybody(self, clients: int) -> bool:
+        """Whether so many clients are all there are."""
+        return clients == len(self._ids)
 
     def evaluate(self) -> list[str]:
         """Ids of the clients that evaluate: the same in every round, so that the curve compares."""

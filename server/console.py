@@ -83,17 +83,22 @@ class Console:
     def announce(self, task: Task, sample: str, before: Metrics) -> None:
         """Say what is going to run, and how the model does before it."""
         settings = self._settings
-        everybody = " (all there are)" if self._cohort.everybody else ""
         self._print(
             f"{task.name}: {counted(settings.rounds, 'round')}, "
-            f"{counted(self._clients, 'client')} a round{everybody}, "
+            f"{self._counted(self._clients, ' a round')}, "
             f"batch {settings.batch_size}, {settings.client_optimizer} on clients, "
             f"{settings.server_optimizer} on the server",
             soft_wrap=True,
         )
         if before:
-            self._print(f"before: {describe(before)} on held-out data")
+            number = len(self._cohort.evaluate())
+            whose = f" of {self._counted(number)}" if settings.eval_cohort else ""
+            self._print(f"before: {describe(before)} on held-out data{whose}", soft_wrap=True)
         self._panel(sample, "written before")
+
+    def _counted(self, clients: int, when: str = "") -> str:
+        everybody = " (all there are)" if self._cohort.is_everybody(clients) else ""
+        return f"{counted(clients, 'client')}{when}{everybody}"
 
     def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Pass replies on and advance the bar with each."""

@@ -58,6 +58,13 @@ def test_a_cohort_larger_than_the_population_is_said(fedferry: Command, plays: P
     words = ("shakespeare:sequence_length=20", "--data", str(plays), "--cohort", "1000")
     _, out, err = fedferry("run", *words, "--rounds", "1", "--max-batches", "1")
     assert "1 round, 3 clients a round (all there are), " in out, err
+    assert "on held-out data\n" in out
+    _, out, err = fedferry(
+        *("run", *words[:3], "--cohort", "2", "--eval-cohort", "9", "--rounds", "1"),
+        *("--max-batches", "1"),
+    )
+    assert "2 clients a round, " in out, err
+    assert "on held-out data of 3 clients (all there are)\n" in out
     _, out, err = fedferry("evaluate", *words)
     assert ", 3 clients)" in out, err
 
