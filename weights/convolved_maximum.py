@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weights.processor import registers
+from weights.stem import stem
 
 Kernel = Callable[..., None]
 
@@ -19,8 +20,9 @@ def convolved_maximum(
 ) -> Tensor | None:
     """`max_pool2d(conv2d(images, weight, bias, padding=padding), window)`, if its gradient can be had sooner.
 
-    That is so in training on one thread of a processor with AVX2 or AVX-512, of a layer whose channels fill whole
-    vector registers. On several threads torch's dense gradients, which share the work out, may be faster.
+    That is so in training on one thread of a processor with AVX2 or AVX-512: of a layer whose channels fill whole
+    vector registers, and of a first layer (`weights.stem`). On several threads torch's dense gradients, which share the
+    work out, may be faster.
 
     Args:
         images: (batch, channels, height, width), float32, or under autocast what that computes in.
@@ -32,14 +34,15 @@ def convolved_maximum(
     Returns:
         (batch, filters, height', width'); None where torch's own operators are to be taken.
     """
-    trains = torch.is_grad_enabled() and images.requires_grad and weight.requires_grad
+    trains = torch.is_grad_enabled() and weight.requires_grad and weight.dtype == torch.float32
     if not trains or images.device.type != "cpu" or torch.get_num_threads() > 1:
         return None
     height = images.shape[2] + 2 * padding[0] - weight.shape[2] + 1
     width = images.shape[3] + 2 * padding[1] - weight.shape[3] + 1
+    if not images.requires_grad:
+        return stem(images, weight, bias, padding, window, (height, width))
     windows = (height // window) * (width // window)
-    kernel = _kernel(height, width, windows, *weight.shape)
-    if kernel is None or weight.dtype != torch.float32:
+    if (kernel := _kernel(height, width, windows, *weight.shape)) is None:
         return None
     arguments = (images, weight, bias, padding, window, kernel)
     maxima: Tensor = _ConvolvedMaximum.apply(*arguments)  # type: ignore[no-untyped-call]
