@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from operator import length_hint
@@ -81,7 +81,7 @@ class Crew:
         """Do something on the threads that one client gets."""
         return self._pool.submit(work).result()
 
-    def spread(self, work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    def spread(self, work: Callable[[Item], None], items: Sequence[Item]) -> None:
         """Do something with each item, here and on the other threads: work that leaves Python's lock, without torch.
 
         Here too, because two threads that wake up while a third one waits for them may share a core for milliseconds.
@@ -92,7 +92,8 @@ class Crew:
             for item in left:
                 work(item)
 
-        helpers = [self._pool.submit(some) for _ in range(self._workers - 1)]
+        threads = min(self._workers, len(items))
+        helpers = [self._pool.submit(some) for _ in range(threads - 1)]
         try:
             some()
         finally:

@@ -58,6 +58,19 @@ def results(
     ]
 
 
+def test_work_is_spread_over_no_more_threads_than_there_is_work() -> None:
+    def of_crews() -> int:
+        return sum(thread.name.startswith("client") for thread in threading.enumerate())
+
+    done: list[int] = []
+    before = of_crews()
+    made = crew(workers=200)
+    made.spread(done.append, [1, 2, 3])
+    made.spread(done.append, [])
+    assert sorted(done) == [1, 2, 3]
+    assert of_crews() - before <= 2
+
+
 def test_a_model_that_draws_is_worked_on_one_client_at_a_time(messages: list[Message]) -> None:
     model = nn.Dropout(0.5)
     alone = [work(model, read(message))[1]["loss"][0] for message in messages]
