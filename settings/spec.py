@@ -87,7 +87,7 @@ def construct(
                 raise InputError(f"{spec.name} takes no options, but {text!r} gives some")
             return factory
     else:
-        raise unknown(kind, spec.name, [*factories])
+        raise unknown(kind, spec.name, [*factories, "module:attribute"])
     return _call(factory, spec, kind, positional)
 
 
@@ -170,6 +170,9 @@ def _is_own(name: str, value: object, module_name: str) -> bool:
 def _import(name: str, kind: str) -> Any:
     """The object that `module:attribute` names; the current folder is searched too."""
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py"):
+        said = f"{module_name.removesuffix('.py')}:{attribute}"
+        raise InputError(f"unknown {kind} {name!r}: write {said}, a module's name has no .py")
     if not all(module_name.split(".")):
         raise InputError(f"unknown {kind} {name!r}: {module_name!r} is not a module's name")
     if str(Path.cwd()) not in sys.path:

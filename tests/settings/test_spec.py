@@ -72,7 +72,7 @@ def test_values_have_their_types() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nothing", "^unknown thing 'nothing': choose from everything, other$"),
+        ("nothing", "^unknown thing 'nothing': choose from everything, other, module:attribute$"),
         ("everything", "^thing everything needs count: everything:count=...$"),
         ("everything:count=3,size=1", "^unknown option of thing everything 'size': .*count, rate"),
         ("everything:count=3.5", "^everything:count must be a whole number, not '3.5'$"),
@@ -88,6 +88,7 @@ def test_values_have_their_types() -> None:
         ),
         ("settings.no_such:X", "there is no module settings.no_such"),
         ("settings.spec:Spek", "^unknown attribute of settings.spec 'Spek': .*Spec"),
+        ("thing.py:X", "^unknown thing 'thing.py:X': write thing:X, a module's name has no .py$"),
         (":X", "^unknown thing ':X'"),
         (".spec:X", "^unknown thing '.spec:X'"),
     ],
