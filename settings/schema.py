@@ -127,6 +127,10 @@ class Settings:
             choices = item.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(flag(item), value, choices)
+            if value == "" != item.default:
+                raise InputError(
+                    f"{flag(item)} must be {item.metadata['metavar'] or 'a name'}, not ''"
+                )
             if isinstance(value, int | float) and value < 0:
                 raise InputError(f"{flag(item)} must not be negative, but is {value}")
         if self.resume and not self.logdir:
@@ -138,8 +142,11 @@ class Settings:
         if self.seed >= 2**63:
             raise InputError(f"--seed must be under 2^63, but is {self.seed}")
         for name in ("rounds", "local_epochs", "over_select", "deadline", "min_replies"):
-            if not 1 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, and finite")
+            value = getattr(self, name)
+            if not 1 <= value < float("inf"):
+                finite = " and finite" if isinstance(value, float) else ""
+                said = f"--{name.replace('_', '-')} must be at least 1{finite}, not {value}"
+                raise InputError(said)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
