@@ -56,7 +56,7 @@ class Console:
             disable=not self._out.is_terminal,
             transient=True,
         )
-        done = len(history)
+        self._done = done = len(history)
         self._bar = self._progress.add_task(
             "",
             total=settings.rounds * clients,
@@ -90,6 +90,11 @@ class Console:
             f"{settings.server_optimizer} on the server",
             soft_wrap=True,
         )
+        if self._done:
+            held = f"{settings.logdir} holds {counted(self._done, 'round')}"
+            left = self._done < settings.rounds
+            then = f"goes on with round {self._done + 1}" if left else "no more --rounds to do"
+            self._print(f"{held}: {then}", soft_wrap=True)
         if before:
             number = len(self._cohort.evaluate())
             whose = f" of {self._counted(number)}" if settings.eval_cohort else ""

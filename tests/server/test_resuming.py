@@ -59,6 +59,17 @@ def test_resuming_changes_nothing(server_optimizer: str, writers: str, federate:
     assert resumed_json["rounds"][:2] == stopped_json["rounds"]
 
 
+def test_where_a_resumed_run_goes_on_is_said(
+    writers: str, federate: Federate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {**SMALL, "data": writers, "eval_every": 0}
+    for rounds, said in ((1, ""), (3, "1 round: goes on with round 2"), (2, "3 rounds: no more")):
+        federate(**{**values, "rounds": rounds}, resume=rounds != 1)
+        out = capsys.readouterr().out
+        assert f"run holds {said}" in out if said else "holds" not in out
+    assert "no more --rounds to do\n" in out
+
+
 def test_resuming_with_other_settings_is_refused(writers: str, federate: Federate) -> None:
     values = {**SMALL, "data": writers, "rounds": 1}
     federate(**values)
