@@ -61,7 +61,7 @@ def main() -> None:
         click.echo(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"fedferry: {error.format_message()}{_see(error)}", err=True)
+        click.echo(f"fedferry: {error.format_message().removesuffix('.')}.{_see(error)}", err=True)
         sys.exit(2)
     except InputError as error:
         click.echo(f"fedferry: {error}", err=True)

@@ -76,7 +76,7 @@ def stream(
                 f"{len(VOCABULARY)} symbols that the model knows: {VOCABULARY!r}"
             )
     if not 0 <= temperature < math.inf:
-        raise InputError(f"the temperature must be 0 or more, but is {temperature}")
+        raise InputError(f"the temperature must be 0 or more and finite, not {temperature}")
     if min(length, top_k) < 0:
         raise InputError(f"length and top-k must be 0 or more, but are {length} and {top_k}")
     return _written(model, prompt, length, temperature, seed, top_k)

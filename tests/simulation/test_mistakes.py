@@ -53,7 +53,7 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("trian emnist_lr", ["'trian'", "run, evaluate, compare"]),
         ("run", ["'TASK'", "See fedferry run --help"]),
-        ("run emnist_lr more", ["more"]),
+        ("run emnist_lr more", ["argument (more). See fedferry run --help.\n"]),
         ("run shakespear", ["'shakespear'", "shakespeare, emnist_lr"]),
         ("run shakespeare:pda=true", ["'pda'", "pad"]),
         ("run shakespeare:pad=perhaps", ["pad", "true or false"]),

@@ -112,7 +112,7 @@ def test_writing_leaves_the_model_as_it_was() -> None:
     [
         ({"prompt": "naïve ~"}, r"'ï' at position 3, which is not among the 86 symbols"),
         ({"prompt": ""}, "the prompt is empty"),
-        ({"temperature": -0.1}, "temperature must be 0 or more, but is -0.1"),
+        ({"temperature": -0.1}, "temperature must be 0 or more and finite, not -0.1"),
         ({"temperature": float("nan")}, "temperature must be 0 or more"),
         ({"temperature": float("inf")}, "temperature must be 0 or more"),
         ({"length": -1}, "length and top-k must be 0 or more, but are -1 and 0"),
