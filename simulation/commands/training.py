@@ -56,6 +56,7 @@ def run(**values: Any) -> None:
     cohort="clients that evaluate, drawn once",
     client_ids="evaluate on exactly these clients (empty: a sample of --cohort)",
     seed="seed of the initial model and of which clients are drawn",
+    evaluation="who evaluates: the clients, or the server on the same clients' data",
     json="write the metrics here",
 )
 def evaluate(split: str, **values: Any) -> None:
