@@ -35,7 +35,7 @@ def check_file(path: Path) -> None:
 
 def check_word(text: str, *words: str) -> None:
     """Raise InputError if `text` is no file, but nearly one of the words that may stand for one."""
-    near = get_close_matches(text, words, n=1)
+    near = get_close_matches(Path(text).name, words, n=1)  # deployed, it is an absolute path
     if near and not Path(text).exists():
         raise InputError(f"{text}: no such file; did you mean {near[0]}?")
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from settings.errors import InputError
-from weights.files import Growing, check_file, check_place, clear_temporaries, replacing
+from weights.files import (
+    Growing,
+    check_file,
+    check_place,
+    check_word,
+    clear_temporaries,
+    replacing,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -102,6 +109,18 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "open", denied)  # whoever tests as root may read everything
     with pytest.raises(InputError, match=r"file: cannot be read: Permission denied$"):
         check_file(tmp_path / "file")
+
+
+def test_a_word_that_is_nearly_one_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("sampel", str(tmp_path / "sampel")):
+        with pytest.raises(InputError, match=f"^{text}: no such file; did you mean sample\\?$"):
+            check_word(text, "sample", "tff")
+    check_word("digits_train.h5", "sample", "tff")
+    (tmp_path / "sampel").touch()
+    check_word("sampel", "sample", "tff")
 
 
 def test_what_cannot_be_appended_is_appended_later(
