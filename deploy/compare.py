@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.flower import COMPLETED, read_settings
-from deploy.loopback import Loopback, end_on_signals
+from deploy.loopback import Loopback, end_on_signals, positive
 from settings.errors import InputError
 from settings.schema import Settings, Value
 from simulation.federation import simulate
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", type=int, default=8, help="SuperNodes, of equal shares")
+    parser.add_argument("--nodes", type=positive, default=8, help="SuperNodes, of equal shares")
     parser.add_argument("--kills", type=int, default=0, help="kills at random moments")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the victims")
     parser.add_argument(

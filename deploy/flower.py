@@ -76,7 +76,9 @@ def read_settings(pairs: Sequence[str]) -> dict[str, Value]:
     types = {key_of(item): type(item.default) for item in fields(Settings)}
     config: dict[str, Value] = {}
     for pair in pairs:
-        key, _, text = pair.partition("=")
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"cannot read {pair!r}: write key=value")
         wanted = types.get(key, str)
         if wanted is bool and text in ("true", "false"):
             config[key] = text == "true"
@@ -86,6 +88,6 @@ def read_settings(pairs: Sequence[str]) -> dict[str, Value]:
             except ValueError:
                 raise InputError(f"{key} must be a number, not {text!r}") from None
         else:
-            a_path = key in _PATHS and text not in _NAMES and not text.startswith("hf:")
+            a_path = text and key in _PATHS and text not in _NAMES and not text.startswith("hf:")
             config[key] = str(Path(text).resolve()) if a_path else text
     return Settings.from_config(config).to_config()

@@ -237,12 +237,19 @@ def end_on_signals() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
+def positive(text: str) -> int:
+    """A number of things of which there must be one, for `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text!r}")
+    return int(text)
+
+
 def main() -> None:
     """Read the command line; the exit code is 0 only if Flower says that the run was completed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", type=int, default=2, help="SuperNodes, of equal shares")
+    parser.add_argument("--nodes", type=positive, default=2, help="SuperNodes, of equal shares")
     parser.add_argument(
         "--node-config", action="append", help="one SuperNode's; several times, instead of --nodes"
     )

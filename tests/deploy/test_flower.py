@@ -20,6 +20,7 @@ def test_words_become_a_run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert config["client-optimizer"] == "sgd:lr=0.1,momentum=0.9"
     assert config["data"] == str(tmp_path / "a_train.h5"), "the processes run elsewhere"
     assert read_settings([])["data"] == "sample"
+    assert read_settings(["save="])["save"] == "", "not given"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,9 @@ def test_names_of_data_and_checkpoints_are_no_paths(word: str) -> None:
         ("tsk=emnist_lr", "unknown setting 'tsk': the nearest are task"),
         ("rounds=many", "rounds must be a number, not 'many'"),
         ("shuffle=maybe", "setting shuffle must be bool, not 'maybe'"),
-        ("rounds", "rounds must be a number, not ''"),
+        ("rounds=", "^rounds must be a number, not ''$"),
+        ("rounds", "^cannot read 'rounds': write key=value$"),
+        ("data=", r"^--data must be PATH\|tff"),
     ],
 )
 def test_mistakes(word: str, said: str) -> None:

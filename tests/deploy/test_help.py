@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from deploy import compare, loopback
+
 
 @pytest.mark.parametrize("name", ["loopback", "compare", "make_certificates", "submit", "service"])
 def test_help_has_an_example_and_explains_every_word(
@@ -28,3 +30,15 @@ def test_help_has_an_example_and_explains_every_word(
     said = capsys.readouterr().out
     assert f"    python deploy/{name}.py" in said or f"    python -m deploy.{name}" in said
     assert unexplained == []
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_federation_has_nodes(
+    number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (loopback, compare):
+        monkeypatch.setattr(sys, "argv", ["x.py", "--nodes", number])
+        with pytest.raises(SystemExit) as end:
+            module.main()
+        assert end.value.code == 2
+        assert f"argument --nodes: must be 1 or more, not '{number}'" in capsys.readouterr().err
