@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import cast
 
 from flwr.app import Context, RecordDict
+from flwr.supercore.logger import update_console_handler
 
 from client.app import app as client_app
 from client.app import lookahead
@@ -22,6 +24,8 @@ from weights.files import replacing
 
 # Flower reports every step at INFO; failed clients are warnings.
 logging.getLogger("flwr").setLevel(logging.WARNING)
+# It writes colours into files and pipes, too.
+update_console_handler(colored=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 

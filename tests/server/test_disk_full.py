@@ -72,7 +72,9 @@ def test_standard_output_into_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, *words]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=True)
     os.close(write)
-    assert b"the run goes on: [Errno 32] Broken pipe" in done.stderr
+    assert (
+        b"WARNING :   standard output cannot be written, the run goes on: [Errno 32]" in done.stderr
+    )
     assert (tmp_path / "checkpoints/round-000002.safetensors").is_file()
 
 
