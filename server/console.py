@@ -1,13 +1,16 @@
 """What a person sees of a run: a progress bar on a terminal, plain lines in a pipe, a closing table."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from errno import EPIPE
 from logging import WARNING
 from types import TracebackType
+from typing import TextIO
 
 from flwr.app import Message
 from flwr.supercore import log
+from flwr.supercore.logger import console_handler
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.panel import Panel
@@ -55,7 +58,9 @@ class Console:
             console=self._out,
             disable=not self._out.is_terminal,
             transient=True,
+            redirect_stderr=sys.stderr.isatty(),
         )
+        self._log_to: TextIO | None = None
         self._done = done = len(history)
         self._bar = self._progress.add_task(
             "",
@@ -67,6 +72,9 @@ class Console:
 
     def __enter__(self) -> "Console":
         self._progress.start()
+        if not self._progress.disable:
+            # What is logged goes above the bar, which has taken the place of standard error.
+            self._log_to = console_handler.setStream(sys.stderr)
         return self
 
     def __exit__(
@@ -76,6 +84,8 @@ class Console:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        if self._log_to is not None:
+            console_handler.setStream(self._log_to)
         if kind is KeyboardInterrupt:
             again = f"--logdir {self._settings.logdir} --resume"
             self._print(f"stopped; the same command with {again} goes on", soft_wrap=True)
