@@ -39,7 +39,7 @@ def initial_model(task: Task, init: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     path = checkpoint_of(task, init)
     if path is None:
-        return task.model()
+        return task.build("")
     if path.suffix == SAFETENSORS:
         arrays, header = read_checkpoint(path)
         model = task.build(header.get("architecture", ""))

@@ -185,6 +185,8 @@ def _import(name: str, kind: str) -> Any:
                 f"unknown {kind} {name!r}: there is no module {module_name} in {Path.cwd()} or installed"
             ) from None
         raise _unimportable(module_name, error) from error
+    except InputError:
+        raise
     except Exception as error:
         raise _unimportable(module_name, error) from error
     if not hasattr(module, attribute):

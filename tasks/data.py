@@ -49,7 +49,7 @@ class Lazy:
     """A population made of its client ids and a function that reads one client's examples."""
 
     def __init__(self, client_ids: Iterable[str], read: Callable[[str], Examples]) -> None:
-        self._client_ids = sorted(client_ids)
+        self._client_ids = sorted(client_ids, key=_text)
         self._known = frozenset(self._client_ids)
         self._read = read
 
@@ -67,11 +67,23 @@ class Lazy:
         if client_id not in self._known:
             raise unknown("client id", client_id, self._client_ids)
         examples = self._read(client_id)
+        for name, array in examples.items():
+            if not isinstance(array, np.ndarray):
+                kind = type(array).__name__
+                raise InputError(
+                    f"client {client_id!r}: {name} must be a numpy array, not a {kind}"
+                )
         lengths = {array.shape[:1] for array in examples.values()}
         if len(lengths) > 1 or () in lengths:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in examples.items())
             raise InputError(f"client {client_id!r}: features must be equally long, not {shapes}")
         return examples
+
+
+def _text(client_id: str) -> str:
+    if not isinstance(client_id, str):
+        raise InputError(f"a client id is text, not {client_id!r}")
+    return client_id
 
 
 class InMemory(Lazy):

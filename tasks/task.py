@@ -57,11 +57,19 @@ class Task:
     write_sample: Callable[[nn.Module, int], str] | None = None
 
     def __post_init__(self) -> None:
-        # Flower's own strategies find the weight of a reply under the last of these names.
-        for name in {*ALWAYS, "num-examples"} & set(self.metrics):
-            raise InputError(
-                f"task {self.name}: {name!r} is there anyway, a metric needs another name"
-            )
+        if isinstance(self.model, nn.Module):
+            raise self._wrong("model must build the model, as its class does, and not be one")
+        if self.batch_size < 1:
+            raise self._wrong(f"batch_size must be at least 1, not {self.batch_size}")
+        for name, metric in self.metrics.items():
+            # Flower's own strategies find the weight of a reply under the last of these names.
+            if name in {*ALWAYS, "num-examples"}:
+                raise self._wrong(f"{name!r} is there anyway, a metric needs another name")
+            if not isinstance(metric, Metric):
+                raise self._wrong(f"metric {name} must be a Metric, not a {_kind(metric)}")
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"task {self.name}: {what}")
 
     def population(self, data: str, split: Split) -> Population:
         """Open `--data`: a path, `sample` for the embedded data, or `tff` for what was downloaded.
@@ -72,16 +80,24 @@ class Task:
         if data == "tff":
             if not self.published:
                 raise InputError(f"TFF published no data for task {self.name}: give --data PATH")
-            return self.open(str(cached(self.published)), split)
+            return self._opened(str(cached(self.published)), split)
         if data != "sample":
             try:
-                return self.open(data, split)
+                return self._opened(data, split)
             except InputError:
                 check_word(data, "sample", "tff")
                 raise
         if self.sample is None:
             raise InputError(f"task {self.name} has no embedded sample data: give --data PATH")
         return self.sample(split)
+
+    def _opened(self, path: str, split: Split) -> Population:
+        population = self.open(path, split)
+        if not hasattr(population, "client_ids"):
+            raise self._wrong(
+                f"open must give a Population, as InMemory is, not a {_kind(population)}"
+            )
+        return population
 
     def prepared(self, client_id: str, examples: Examples) -> Prepared:
         """`prepare`, for a client of that name.
@@ -90,7 +106,9 @@ class Task:
             InputError: Data that do not fit the task: a feature is missing, or has another shape.
         """
         try:
-            return self.prepare(examples)
+            prepared = self.prepare(examples)
+            _check_prepared(prepared)
+            return prepared
         except KeyError as error:
             reason = f"it has no feature {error}"
         except ValueError as error:
@@ -109,14 +127,32 @@ class Task:
         """
         loss = self.loss(outputs, batch)
         if not isinstance(loss, Tensor) or loss.shape:
-            found = f"shape {[*loss.shape]}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(
-                f"task {self.name}: its loss must be the mean over a batch, a scalar tensor, not {found}"
-            )
+            found = f"shape {[*loss.shape]}" if isinstance(loss, Tensor) else _kind(loss)
+            raise self._wrong(f"loss must be the mean over a batch, a scalar tensor, not {found}")
         return loss
 
     def build(self, architecture: str) -> nn.Module:
         """The task's own model, or the one that a Keras `model_config` describes (giving logits)."""
         if architecture:
             return build_model(architecture, logits=True)
-        return self.model()
+        model = self.model()
+        if not isinstance(model, nn.Module):
+            raise self._wrong(f"model must build a torch.nn.Module, not a {_kind(model)}")
+        return model
+
+
+def _kind(what: object) -> str:
+    return type(what).__name__
+
+
+def _check_prepared(prepared: Prepared) -> None:
+    if not isinstance(prepared, Prepared):
+        raise ValueError(f"prepare gives a {_kind(prepared)}, not Prepared(inputs, targets)")
+    parts = (prepared.inputs, prepared.targets, prepared.mask)
+    there = [part for part in parts if part is not None]
+    if not all(isinstance(part, Tensor) for part in there):
+        raise ValueError(f"prepare gives a {', a '.join(map(_kind, there))}, not tensors")
+    lengths = {tuple(part.shape[:1]) for part in there}
+    if len(lengths) > 1 or () in lengths:
+        shapes = " and ".join(str(tuple(part.shape)) for part in there)
+        raise ValueError(f"inputs and targets must be equally many, not of shapes {shapes}")

@@ -107,6 +107,10 @@ def test_import_of_object_and_factory(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "broken_of_mine.py").write_text("import no_such_module_at_all\n")
     monkeypatch.chdir(tmp_path)
     assert construct("things_of_mine:THING", {}, "thing") == 5
+    wrong = "from settings.errors import InputError\nraise InputError('a mistake')"
+    (tmp_path / "wrong_of_mine.py").write_text(wrong)
+    with pytest.raises(InputError, match=r"^a mistake$"):
+        construct("wrong_of_mine:THING", {}, "thing")
     assert construct("things_of_mine:double:base=4", {}, "thing") == 8
     assert construct("things_of_mine:double:times=3", {}, "thing", 7) == 21
     with pytest.raises(InputError, match="things_of_mine:THING takes no options"):

@@ -223,7 +223,7 @@ def test_a_metric_whose_sums_are_not_added_up_is_named() -> None:
 def test_a_loss_that_is_no_mean_is_named(given: Any, said: str) -> None:
     task = replace(load_task("emnist_lr"), name="mine", loss=lambda outputs, batch: given)
     batch = Batch(torch.zeros(2, 784), torch.zeros(2, dtype=torch.int64))
-    said = f"^task mine: its loss must be the mean over a batch, a scalar tensor, not {said}$"
+    said = f"^task mine: loss must be the mean over a batch, a scalar tensor, not {said}$"
     with pytest.raises(InputError, match=said):
         evaluate(task, task.model(), [batch])
     model = task.model()
