@@ -219,6 +219,9 @@ class WeightedFedAvg(Strategy):
         elif mean.total_weight:
             self.tally.largest_share = mean.largest_weight / mean.total_weight
             self._step(mean.mean())
+        elif not lost:
+            said = "round %d: no client had a batch of data, the model stays as it was"
+            log(WARNING, said, server_round)
         return self.arrays, _record(finalize(totals.sums, self._metrics))
 
     def _step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:

@@ -152,6 +152,15 @@ def test_missing_replies_are_counted() -> None:
     assert rounds.w == [0.0, 1.0]
 
 
+def test_a_round_without_any_data_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    Rounds({"a": good(1.0), "b": EMPTY}).train()
+    assert not caplog.text
+    rounds = Rounds({"a": EMPTY, "b": EMPTY})
+    rounds.train()
+    assert rounds.w == [1.0, 2.0]
+    assert "round 1: no client had a batch of data, the model stays as it was" in caplog.text
+
+
 def test_a_round_with_too_few_replies_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     rounds = Rounds({"a": good(1.0), "b": EMPTY, "c": good(1.0)}, min_replies=3)
     rounds.train(lambda replies: replies[:1])
