@@ -119,8 +119,9 @@ class Settings:
         for item in fields(self):
             value = getattr(self, item.name)
             if type(value) is not item.type and not (item.type is float and type(value) is int):
+                quoted = f": write '{value}'" if item.type is str and type(value) is int else ""
                 raise InputError(
-                    f"setting {key_of(item)} must be {item.type.__name__}, not {value!r}"  # type: ignore[union-attr]
+                    f"setting {key_of(item)} must be {item.type.__name__}, not {value!r}{quoted}"  # type: ignore[union-attr]
                 )
             if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
                 raise InputError(f"{flag(item)} {value!r} is not UTF-8")

@@ -37,7 +37,7 @@ def test_flower_knows_the_types_of_every_setting() -> None:
         ({"rounds": "3"}, "^setting rounds must be int, not '3'$"),
         ({"rounds": True}, "^setting rounds must be int, not True$"),
         ({"shuffle": 1}, "^setting shuffle must be bool, not 1$"),
-        ({"cohort": 10}, "^setting cohort must be str, not 10$"),
+        ({"cohort": 10}, "^setting cohort must be str, not 10: write '10'$"),
         ({"weighting": "sizes"}, "^unknown --weighting 'sizes': choose from examples, uniform$"),
         ({"evaluation": "central"}, "unknown --evaluation 'central'"),
         ({"batch-size": -1}, "^--batch-size must not be negative, but is -1$"),
