@@ -88,6 +88,10 @@ def read_settings(pairs: Sequence[str]) -> dict[str, Value]:
             except ValueError:
                 raise InputError(f"{key} must be a number, not {text!r}") from None
         else:
-            a_path = text and key in _PATHS and text not in _NAMES and not text.startswith("hf:")
-            config[key] = str(Path(text).resolve()) if a_path else text
-    return Settings.from_config(config).to_config()
+            config[key] = text
+    config = Settings.from_config(config).to_config()
+    for key in _PATHS:
+        text = str(config[key])
+        if text and text not in _NAMES and not text.startswith("hf:"):
+            config[key] = str(Path(text).resolve())
+    return config

@@ -132,6 +132,8 @@ class Settings:
                 raise InputError(
                     f"{flag(item)} must be {item.metadata['metavar'] or 'a name'}, not ''"
                 )
+            if item.metadata["metavar"] == "FILE" and value.endswith("/"):
+                raise InputError(f"{flag(item)} {value} is a folder's name, not a file's")
             if isinstance(value, int | float) and value < 0:
                 raise InputError(f"{flag(item)} must not be negative, but is {value}")
         if self.resume and not self.logdir:

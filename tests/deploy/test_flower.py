@@ -40,6 +40,7 @@ def test_names_of_data_and_checkpoints_are_no_paths(word: str) -> None:
         ("rounds=", "^rounds must be a number, not ''$"),
         ("rounds", "^cannot read 'rounds': write key=value$"),
         ("data=", r"^--data must be PATH\|tff"),
+        ("save=new/", "^--save new/ is a folder's name"),
     ],
 )
 def test_mistakes(word: str, said: str) -> None:

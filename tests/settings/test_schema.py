@@ -51,6 +51,8 @@ def test_flower_knows_the_types_of_every_setting() -> None:
         ({"task": ""}, "^--task must be a name, not ''$"),
         ({"deadline": 0}, "--deadline must be at least 1"),
         ({"resume": True}, "^--resume needs --logdir"),
+        ({"json": "runs/new/"}, "^--json runs/new/ is a folder's name, not a file's$"),
+        ({"save": "m.safetensors/"}, "^--save m.safetensors/ is a folder's name, not a file's$"),
         ({"logdir": "caf\udce9"}, r"^--logdir 'caf\\udce9' is not UTF-8$"),
         (
             {"cohort": "many"},
