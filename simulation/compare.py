@@ -10,7 +10,7 @@ from rich.table import Table
 
 from server.record import METRICS
 from settings.errors import InputError, unknown
-from simulation.figures import drawing, new_figure, write_png
+from simulation.figures import drawing, new_figure, write_picture
 from weights.files import check_file
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ def chosen_metric(runs: Sequence[Run], side: str, metric: str = "") -> str:
 
 
 def draw(runs: Sequence[Run], side: str, metric: str, path: Path) -> None:
-    """Write the PNG: a metric against rounds, and against megabytes sent.
+    """Write the picture: a metric against rounds, and against megabytes sent.
 
     Raises:
         InputError: matplotlib is not installed.
     """
     with drawing():
-        write_png(_curves(runs, side, metric), path)
+        write_picture(_curves(runs, side, metric), path)
 
 
 def _curves(runs: Sequence[Run], side: str, metric: str) -> "Figure":

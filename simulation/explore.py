@@ -16,7 +16,7 @@ from rich.text import Text
 from settings.errors import counted, shorten, unknown
 from settings.schema import Settings, number_in
 from simulation import pictures
-from simulation.figures import drawing, write_png
+from simulation.figures import drawing, write_picture
 from simulation.survey import (
     Survey,
     images_of,
@@ -91,7 +91,7 @@ def _draw(task: Task, population: Population, survey: Survey, folder: Path) -> N
     board = SummaryWriter(str(folder))
     for name, figure in _figures(task, population, survey):
         png = folder / f"{name}.png"
-        write_png(figure, png)
+        write_picture(figure, png)
         board.add_image(f"explore/{name}", imread(png)[..., :3], dataformats="HWC")
     board.add_histogram(f"explore/{survey.unit}_of_a_client", survey.examples)
     for client_id, text in _snippets(population, survey):

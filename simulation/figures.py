@@ -1,4 +1,4 @@
-"""How our pictures look: one style, and a figure that needs no display."""
+"""How our pictures look and are written: one style, and a figure that needs no display."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +33,7 @@ _STYLE: Any = {
     "text.parse_math": False,
 }
 _DPI = 130
+_KINDS = (".png", ".svg", ".pdf", ".jpg")
 
 
 @contextmanager
@@ -62,7 +63,13 @@ def new_figure(width: float, height: float, title: str = "") -> "Figure":
     return figure
 
 
-def write_png(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+def check_picture(path: Path) -> None:
+    """Raise InputError unless the name says what kind of picture is to be written."""
+    if path.suffix not in _KINDS:
+        raise InputError(f"{path}: the name of a picture must end in {', '.join(_KINDS)}")
+
+
+def write_picture(figure: "Figure", path: Path) -> None:
+    """Write a figure as what the name says, whole or not at all."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format="png")
+        figure.savefig(temporary, dpi=_DPI, format=path.suffix[1:])

@@ -88,7 +88,7 @@ def evaluate(split: str, **values: Any) -> None:
     default="compare.png",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="where the picture goes",
+    help="where the picture goes: a .png, .svg, .pdf or .jpg",
 )
 def compare(runs: tuple[Path, ...], metric: str, side: str, png: Path) -> None:
     """Lay logged RUNS side by side, as a table and a picture.
@@ -101,7 +101,9 @@ def compare(runs: tuple[Path, ...], metric: str, side: str, png: Path) -> None:
     from rich.console import Console
 
     from simulation.compare import chosen_metric, comparison_table, draw, read_run
+    from simulation.figures import check_picture
 
+    check_picture(png)
     read = [read_run(path) for path in runs]
     metric = chosen_metric(read, side, metric)
     Console().print(comparison_table(read))

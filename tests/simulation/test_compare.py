@@ -44,6 +44,16 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("name", "begin"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.jpg", b"\xff\xd8\xff")]
+)
+def test_a_picture_is_what_its_name_says(tmp_path: Path, name: str, begin: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    run = read_run(logged(tmp_path / "plain", "identity", 8))
+    draw([run], "eval", "accuracy", tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(begin)
+
+
 def test_a_run_that_diverged_and_one_that_sent_nothing(tmp_path: Path) -> None:
     runs = [logged(tmp_path / name, "identity", bits) for name, bits in (("nan", 8), ("none", 0))]
     diverged = json.loads((runs[0] / "metrics.json").read_text())

@@ -122,6 +122,8 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (f"export text.txt x.h5 --template {DICKENS}", ["text.txt is not a safetensors file"]),
         (f"export text.txt text.safetensors --template {DICKENS}", ["is a Keras file, not"]),
         ("compare folder", ["folder/metrics.json: no such file"]),
+        ("compare run.json --png a.gif", ["a.gif: the name of a picture must end in .png, .svg"]),
+        ("compare run.json --png new/", ["new: the name of a picture must end in .png"]),
         ("compare bad.json", ["bad.json is not the JSON file of a run"]),
         ("explore", ["'TASK'"]),
         ("explore emnist_lr --data text_train.h5", ["client 'a'", "no feature 'pixels'"]),
