@@ -91,6 +91,8 @@ class Federation:
         logdir = Path(self.settings.logdir)
         if self.settings.resume and not logdir.is_dir():
             raise InputError(f"nothing to resume: there is no folder {logdir}")
+        if self.settings.eval_cohort and not self.settings.eval_every:
+            raise InputError("--eval-cohort says who evaluates, --eval-every 0 that nobody does")
         with exclusive(logdir):
             self._run(logdir)
 

@@ -140,6 +140,8 @@ class Settings:
             raise InputError("--resume needs --logdir: the folder of the run to go on with")
         if self.client_ids and not self.named_clients():
             raise InputError(f"--client-ids {self.client_ids!r} names nobody")
+        if self.client_ids and self.over_select > 1:
+            raise InputError("--over-select asks more of a sample, --client-ids takes none")
         number_in(self.cohort, "--cohort")
         number_in(self.eval_cohort or self.cohort, "--eval-cohort")
         if self.seed >= 2**63:

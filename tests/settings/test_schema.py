@@ -46,6 +46,7 @@ def test_flower_knows_the_types_of_every_setting() -> None:
         ({"local-epochs": 0}, "--local-epochs must be at least 1"),
         ({"over-select": 0.5}, "^--over-select must be at least 1 and finite, not 0.5$"),
         ({"over-select": float("nan")}, "--over-select must be at least 1 and finite, not nan"),
+        ({"over-select": 1.5, "client-ids": "a"}, "^--over-select asks more of a sample, --client"),
         ({"data": ""}, r"^--data must be PATH\|tff\|hf:NAME\|sample, not ''$"),
         ({"server-optimizer": ""}, "^--server-optimizer must be SPEC, not ''$"),
         ({"task": ""}, "^--task must be a name, not ''$"),

@@ -107,6 +107,8 @@ def litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run emnist_lr --client-optimizer os:system", ["client optimizer os:system: expected"]),
         ("run emnist_lr --client-optimizer sgd:lr=-1", ["sgd", "-1"]),
         ("run emnist_lr --over-select 0.5", ["--over-select must be at least 1"]),
+        ("run emnist_lr --over-select 2 --client-ids a", ["--over-select", "--client-ids"]),
+        ("run emnist_lr --eval-every 0 --eval-cohort 3", ["--eval-cohort", "--eval-every 0"]),
         ("evaluate emnist_lr --split dev", ["'dev'", "'train', 'test'"]),
         ("evaluate emnist_lr --data text_train.h5", ["no feature 'pixels'"]),
         ("generate --init text.txt", ["text.txt: not a readable HDF5 file"]),
