@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from settings.errors import InputError
@@ -120,7 +121,7 @@ class Task:
         )
 
     def mean_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """`loss`, one number.
+        """`loss`, one number, with a gradient where one is asked for.
 
         Raises:
             InputError: It gives something else.
@@ -129,6 +130,8 @@ class Task:
         if not isinstance(loss, Tensor) or loss.shape:
             found = f"shape {[*loss.shape]}" if isinstance(loss, Tensor) else _kind(loss)
             raise self._wrong(f"loss must be the mean over a batch, a scalar tensor, not {found}")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise self._wrong("loss has no gradient: torch must compute it from the model's outputs")
         return loss
 
     def build(self, architecture: str) -> nn.Module:

@@ -229,3 +229,13 @@ def test_a_loss_that_is_no_mean_is_named(given: Any, said: str) -> None:
     model = task.model()
     with pytest.raises(InputError, match=said):
         local_update(task, model, arrays_of(model), [batch], "sgd:lr=1.0")
+
+
+def test_a_loss_that_is_detached_is_named() -> None:
+    task = replace(load_task("emnist_lr"), name="mine", loss=lambda outputs, batch: torch.zeros(()))
+    batch = Batch(torch.zeros(2, 784), torch.zeros(2, dtype=torch.int64))
+    model = task.model()
+    assert evaluate(task, model, [batch])["loss"] == [0.0, 2.0]
+    said = "^task mine: loss has no gradient: torch must compute it from the model's outputs$"
+    with pytest.raises(InputError, match=said):
+        local_update(task, model, arrays_of(model), [batch], "sgd:lr=1.0")
