@@ -7,7 +7,6 @@ from torch import nn
 
 from settings.errors import InputError
 from tasks.published import cached
-from tasks.stream import Batch
 from tasks.task import Task
 from weights.checkpoint import model_arrays, read_checkpoint, write_checkpoint
 from weights.files import check_word
@@ -80,10 +79,9 @@ def _check_fit(task: Task, model: nn.Module, path: Path) -> None:
     """Try the model on the task's probe, so that a misfit is said here and not by every client."""
     if task.probe is None:
         return
-    prepared = task.prepare(task.probe)
     model.eval()
     try:
-        task.loss(model(prepared.inputs), Batch(prepared.inputs, prepared.targets, prepared.mask))
+        task.loss(model(task.probe.inputs), task.probe)
     except (RuntimeError, IndexError, ValueError) as error:
         layers = ", ".join(type(layer).__name__ for layer in model.children())
         raise InputError(

@@ -9,7 +9,7 @@ from torch import nn
 
 from tasks.data import Examples, Lazy, Population, Split, open_population
 from tasks.metrics import ACCURACY, classification_loss
-from tasks.stream import Prepared
+from tasks.stream import Batch, Prepared
 from tasks.task import Task
 from weights.keras import build_model
 
@@ -25,12 +25,14 @@ def emnist_cnn() -> Task:
 
 
 def _digits(name: str, layers: list[dict[str, Any]], flatten: bool) -> Task:
+    shape = (784,) if flatten else (28, 28, 1)
+
     def prepare(examples: Examples) -> Prepared:
         """`pixels` (n, 28, 28), ink 0.0 on 1.0, and `label` (n,) -> images and labels."""
         pixels = np.asarray(examples["pixels"], dtype=np.float32)
-        shape = (len(pixels), 784) if flatten else (len(pixels), 28, 28, 1)
+        images = pixels.reshape(len(pixels), *shape)
         labels = np.asarray(examples["label"], dtype=np.int64)
-        return Prepared(torch.from_numpy(pixels.reshape(shape)), torch.from_numpy(labels))
+        return Prepared(torch.from_numpy(images), torch.from_numpy(labels))
 
     def model() -> nn.Module:
         return build_model(_config(name, layers), logits=True)
@@ -48,7 +50,7 @@ def _digits(name: str, layers: list[dict[str, Any]], flatten: bool) -> Task:
         batch_size=20,
         shuffle_buffer=100,
         client_optimizer="sgd:lr=0.02",
-        probe={"pixels": np.ones((1, 28, 28), np.float32), "label": np.array([9])},
+        probe=Batch(torch.ones(1, *shape), torch.tensor([9])),
     )
 
 

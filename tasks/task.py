@@ -36,7 +36,7 @@ class Task:
         shuffle_buffer: Examples in the shuffle buffer, as in `tf.data.Dataset.shuffle`.
         drop_remainder: Whether a last short batch is dropped.
         client_optimizer: Default of `--client-optimizer`.
-        probe: One made-up client's examples with the highest label in it, to try a checkpoint's model on.
+        probe: A made-up batch with the highest label in it, to try a checkpoint's model on.
         write_sample: (model, seed) -> text that shows what the model does, for logs.
     """
 
@@ -54,7 +54,7 @@ class Task:
     shuffle_buffer: int = 100
     drop_remainder: bool = False
     client_optimizer: str = "sgd:lr=0.02"
-    probe: Examples | None = None
+    probe: Batch | None = None
     write_sample: Callable[[nn.Module, int], str] | None = None
 
     def __post_init__(self) -> None:
@@ -131,7 +131,9 @@ class Task:
             found = f"shape {[*loss.shape]}" if isinstance(loss, Tensor) else _kind(loss)
             raise self._wrong(f"loss must be the mean over a batch, a scalar tensor, not {found}")
         if torch.is_grad_enabled() and not loss.requires_grad:
-            raise self._wrong("loss has no gradient: torch must compute it from the model's outputs")
+            raise self._wrong(
+                "loss has no gradient: torch must compute it from the model's outputs"
+            )
         return loss
 
     def build(self, architecture: str) -> nn.Module:
