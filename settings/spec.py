@@ -60,7 +60,11 @@ def split_option(text: str, key: str) -> tuple[str, bool]:
 
 
 def construct(
-    text: str, factories: Mapping[str, Callable[..., Any]], kind: str, *positional: Any
+    text: str,
+    factories: Mapping[str, Callable[..., Any]],
+    kind: str,
+    *positional: Any,
+    others: tuple[str, ...] = (),
 ) -> Any:
     """Call the factory that a spec names with `positional` and the spec's options.
 
@@ -71,6 +75,7 @@ def construct(
             bool and str decide how a value is read.
         kind: What is chosen, for error messages: "task", "server optimizer".
         positional: First arguments of the factory.
+        others: What the caller takes besides, for the error that names the choices.
 
     Raises:
         InputError: Unknown name or option, a value that cannot be read, a required option left out.
@@ -87,7 +92,7 @@ def construct(
                 raise InputError(f"{spec.name} takes no options, but {text!r} gives some")
             return factory
     else:
-        raise unknown(kind, spec.name, [*factories, "module:attribute"])
+        raise unknown(kind, spec.name, [*factories, *others, "module:attribute"])
     return _call(factory, spec, kind, positional)
 
 

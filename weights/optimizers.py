@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from settings.errors import InputError, unknown
+from settings.errors import InputError
 from settings.spec import construct, parse_spec
 
 
@@ -236,14 +236,10 @@ def make_optimizer(spec: str, parameters: Iterable[Tensor], kind: str) -> Optimi
     Raises:
         InputError: Unknown name or option, or a value out of range.
     """
-    name = parse_spec(spec).name
-    if not name.startswith("torch."):
-        optimizer = construct(spec, OPTIMIZERS, kind, parameters)
-    elif name.removeprefix("torch.") in _TORCH_NAMES:
-        torch_class = getattr(torch.optim, name.removeprefix("torch."))
-        optimizer = construct(spec, {name: torch_class}, kind, parameters)
+    if parse_spec(spec).name.startswith("torch."):
+        optimizer = construct(spec, _TORCH, kind, parameters)
     else:
-        raise unknown(kind, name, [f"torch.{known}" for known in _TORCH_NAMES])
+        optimizer = construct(spec, OPTIMIZERS, kind, parameters, others=("torch.CLASS",))
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"{kind} {spec!r} is not a torch.optim.Optimizer")
     return optimizer
@@ -256,4 +252,4 @@ def _usable(name: str) -> bool:
 
 
 _UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam")
-_TORCH_NAMES = [name for name in dir(torch.optim) if _usable(name)]
+_TORCH = {f"torch.{name}": getattr(torch.optim, name) for name in filter(_usable, dir(torch.optim))}

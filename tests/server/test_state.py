@@ -28,10 +28,10 @@ from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from weights.checkpoint import read_checkpoint
 from weights.named import fingerprint
-from weights.optimizers import _TORCH_NAMES, OPTIMIZERS, make_optimizer
+from weights.optimizers import _TORCH, OPTIMIZERS, make_optimizer
 from weights.wire import pack
 
-TORCH = [f"torch.{name}:lr=0.1" for name in _TORCH_NAMES]
+TORCH = [f"{name}:lr=0.1" for name in _TORCH]
 TFF = [f"{name}:lr=0.1" for name in OPTIMIZERS]
 
 

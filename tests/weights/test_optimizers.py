@@ -118,6 +118,7 @@ def make(spec: str) -> Any:
         ("sgd", "server optimizer sgd needs lr: sgd:lr=..."),
         ("adam:lr=0.1,beta1=0.9", "unknown option of server optimizer adam 'beta1'.*beta_1"),
         ("adm:lr=0.1", "unknown server optimizer 'adm': choose from sgd, adam,"),
+        ("AdamW:lr=0.1", "'AdamW': choose from .*rmsprop, torch.CLASS, module:attribute$"),
         ("torch.AdmW:lr=0.1", "unknown server optimizer 'torch.AdmW': .*torch.AdamW"),
         ("torch.LBFGS:lr=0.1", "unknown server optimizer 'torch.LBFGS'"),
         ("torch.Optimizer", "unknown server optimizer 'torch.Optimizer'"),
