@@ -15,16 +15,15 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from server.cohort import Cohort
 from server.record import Metrics, RoundRecord
+from server.table import closing_table
 from settings.errors import counted
 from settings.schema import Settings
 from tasks.task import Task
 
-_ROWS = 20
 _WIDTH = 80
 
 
@@ -142,7 +141,7 @@ class Console:
 
     def conclude(self, history: Sequence[RoundRecord], before: Metrics, sample: str) -> None:
         """Print the closing table, what the model writes now, and where everything is."""
-        self._print(_table(history))
+        self._print(closing_table(history, self._out.width), soft_wrap=True)
         self._panel(sample, "written after")
         after = history[-1].eval if history else {}
         if before and after:
@@ -173,34 +172,3 @@ def describe(metrics: Metrics) -> str:
     """`loss 2.1603, accuracy 0.4418`: the values, without the counts."""
     values = {name: value for name, value in metrics.items() if not name.startswith("num_")}
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items()) or "no data"
-
-
-def _table(history: Sequence[RoundRecord]) -> Table:
-    """Rounds as rows; of a long run the first and the last ones."""
-    evaluated = any(record.eval for record in history)
-    names = [
-        name for name in (history[-1].train if history else {}) if not name.startswith("num_")
-    ][:2]
-    table = Table("round", box=None, pad_edge=False, collapse_padding=True)
-    for side in ("train", "held-out") if evaluated else ("train",):
-        for name in names:
-            table.add_column(f"{side} {name}", justify="right")
-    for title in ("MB down", "MB up", "empty", "failed", "seconds"):
-        table.add_column(title, justify="right")
-    shown = [*history]
-    if len(history) > _ROWS:
-        shown = [*history[: _ROWS // 2], *history[-_ROWS // 2 :]]
-    for record in shown:
-        sides = (record.train, record.eval) if evaluated else (record.train,)
-        values = [f"{side[name]:.4f}" if name in side else "" for side in sides for name in names]
-        comm = record.comm
-        traffic = [comm[key] / 8e6 for key in ("broadcasted_bits", "aggregated_bits")]
-        table.add_row(
-            str(record.round),
-            *values,
-            *(f"{megabytes:.2f}" for megabytes in traffic),
-            str(comm["empty"]),
-            str(comm["failures"]),
-            f"{record.seconds:.1f}",
-        )
-    return table
