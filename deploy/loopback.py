@@ -23,7 +23,7 @@ from typing import Any
 
 from deploy.flower import BIN, COMPLETED, config_words, flwr, read_settings, write_connection
 from settings.errors import InputError, counted
-from settings.schema import Value
+from settings.schema import Settings, Value
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOWER = (str(BIN / "flower-superexec"),)
@@ -231,6 +231,13 @@ def federate(
         return status == COMPLETED
 
 
+def check(config: Mapping[str, Value]) -> None:
+    """Raise InputError for what server or clients would refuse, which is said sooner than processes start."""
+    from simulation.federation import in_process  # torch: --help is quick
+
+    in_process(Settings.from_config({**config, "min-available-nodes": 1}))
+
+
 def end_on_signals() -> None:
     """Ended from outside, too, a program ends what it has started: by Ctrl-C and by SIGTERM."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a shell's background jobs
@@ -270,6 +277,8 @@ def main() -> None:
         config = read_settings(options.config)
         if not config["logdir"]:
             config["logdir"] = str(options.out.resolve() / "run")
+        if not options.node_config:  # with one, nodes may have data of their own
+            check(config)
         completed = federate(options.out, options.node_config or shares, config, options.timeout)
     except InputError as error:
         print(f"loopback: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -42,3 +43,31 @@ def test_a_federation_has_nodes(
             module.main()
         assert end.value.code == 2
         assert f"argument --nodes: must be 1 or more, not '{number}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data=sampel", "sampel: no such file; did you mean sample?"),
+        ("client-ids=HAMLET", "unknown client id 'HAMLET'"),
+        ("init=nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("min-available-nodes=2", ""),
+    ],
+)
+def test_a_mistake_is_said_before_anything_starts(
+    word: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(loopback, "end_on_signals", lambda: None)
+    monkeypatch.setattr(loopback, "federate", lambda *_: True)
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["x.py", "--out", str(out), "task=emnist_lr", word])
+    with pytest.raises(SystemExit) as end:
+        loopback.main()
+    assert end.value.code == (2 if said else 0)
+    assert said in capsys.readouterr().err
+    assert not out.exists()
