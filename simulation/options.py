@@ -1,6 +1,6 @@
 """Flags of the command, made from the settings schema."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +11,7 @@ from settings.schema import Settings, flag, key_of
 SETTINGS = {item.name: item for item in fields(Settings)}
 
 
-def settings_options(names: list[str], **words: str) -> Callable[[Any], Any]:
+def settings_options(names: Sequence[str], **words: str) -> Callable[[Any], Any]:
     """A decorator that adds a flag for each of these fields of the settings schema.
 
     Args:
@@ -22,21 +22,18 @@ def settings_options(names: list[str], **words: str) -> Callable[[Any], Any]:
     def decorate(command: Any) -> Any:
         for name in reversed(names):
             item = SETTINGS[name]
-            help_text = words.get(name, item.metadata["help"])
             choices = item.metadata["choices"]
             kind: Any = click.Choice(choices) if choices else item.type
-            declaration = flag(item)
-            if item.type is bool and item.default:
-                declaration += f"/--no-{key_of(item)}"
+            off = f"/--no-{key_of(item)}" if item.default is True else ""
             command = click.option(
-                declaration,
+                flag(item) + off,
                 name,
                 type=None if item.type is bool else kind,
                 is_flag=item.type is bool,
                 default=item.default,
                 show_default=bool(item.default),
                 metavar=item.metadata["metavar"] or None,
-                help=help_text,
+                help=words.get(name, item.metadata["help"]),
             )(command)
         return command
 

@@ -22,18 +22,11 @@ from simulation.options import settings_options
 @click.option(
     "--clients", default="all", show_default=True, metavar="N|all", help="how many to read"
 )
-@click.option(
-    "--client-ids",
-    default="",
-    metavar="A,B,...",
-    help="clients to look at closely (default: six drawn with --seed)",
-)
-@click.option("--seed", default=0, show_default=True, help="of what is drawn")
-@click.option(
-    "--logdir",
-    default="",
-    metavar="DIR",
-    help="where pictures and table go (empty: runs/explore-TASK)",
+@settings_options(
+    ["client_ids", "seed", "logdir"],
+    client_ids="clients to look at closely (empty: six drawn with --seed)",
+    seed="of what is drawn",
+    logdir="where pictures and table go (empty: runs/explore-TASK)",
 )
 def explore(split: Literal["train", "test"], clients: str, **values: Any) -> None:
     """Show how clients' data differ, before a run.

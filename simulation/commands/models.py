@@ -6,22 +6,18 @@ import click
 
 from settings.errors import InputError
 from settings.schema import Settings
+from simulation.options import settings_options
 
 
 @click.command()
-@click.option(
-    "--init",
-    default="",
-    metavar="CHECKPOINT",
-    help="checkpoint (default: the embedded Dickens GRU)",
-)
+@settings_options(["init"], init="checkpoint (empty: the embedded Dickens GRU)")
 @click.option("--prompt", default=None, help="text to continue (default: the tutorial's)")
 @click.option("--length", default=200, show_default=True, help="characters to write")
 @click.option(
     "--temperature", default=1.0, show_default=True, help="low is predictable; 0: the likeliest"
 )
 @click.option("--top-k", default=0, help="sample among so many likeliest characters (0: all)")
-@click.option("--seed", default=0, show_default=True, help="the same seed writes the same text")
+@settings_options(["seed"], seed="the same seed writes the same text")
 @click.option(
     "--samples", default=1, show_default=True, help="texts to write, of seed, seed + 1, ..."
 )

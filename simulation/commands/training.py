@@ -50,7 +50,7 @@ def run(**values: Any) -> None:
     help="data to evaluate on",
 )
 @settings_options(
-    list(_EVALUATE),
+    _EVALUATE,
     init="checkpoint to evaluate (Keras or fedferry's .safetensors; `dickens`: downloaded). Without it: the "
     "task's own checkpoint (shakespeare: Dickens), or a model drawn from --seed",
     cohort="clients that evaluate, drawn once",
