@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.flower import COMPLETED, read_settings
-from deploy.loopback import Loopback, end_on_signals, positive
+from deploy.loopback import Loopback, end_on_signals, equal_shares, positive
 from settings.errors import InputError
 from settings.schema import Settings, Value
 from simulation.federation import simulate
@@ -31,7 +31,7 @@ def deploy(out: Path, nodes: int, config: Mapping[str, Value], kills: int, seed:
     """Run it on loopback until it has ended well, whatever is killed meanwhile."""
     chance = random.Random(seed)
     with Loopback(out) as loopback:
-        loopback.start([f"partition-id={index} num-partitions={nodes}" for index in range(nodes)])
+        loopback.start(equal_shares(nodes))
         run_id = loopback.submit(config)
         done = 0
         for number in range(1, kills + 1):

@@ -195,6 +195,11 @@ class Loopback:
             subprocess.run(command, env=self.environment, cwd=self.out, timeout=timeout)
 
 
+def equal_shares(nodes: int) -> list[str]:
+    """The node configs of SuperNodes that share a population."""
+    return [f"partition-id={index} num-partitions={nodes}" for index in range(nodes)]
+
+
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
@@ -270,16 +275,14 @@ def main() -> None:
     parser.add_argument("config", nargs="*", metavar="key=value", help="as in rounds=5")
     options = parser.parse_args()
     end_on_signals()
-    shares = [
-        f"partition-id={index} num-partitions={options.nodes}" for index in range(options.nodes)
-    ]
     try:
         config = read_settings(options.config)
         if not config["logdir"]:
             config["logdir"] = str(options.out.resolve() / "run")
         if not options.node_config:  # with one, nodes may have data of their own
             check(config)
-        completed = federate(options.out, options.node_config or shares, config, options.timeout)
+        nodes = options.node_config or equal_shares(options.nodes)
+        completed = federate(options.out, nodes, config, options.timeout)
     except InputError as error:
         print(f"loopback: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.loopback import Loopback
+from deploy.loopback import Loopback, equal_shares
 from settings.schema import Settings
 from simulation.federation import simulate
 from weights.checkpoint import read_checkpoint
@@ -101,7 +101,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     with Loopback(tmp_path_factory.mktemp("federation")) as loopback:
         path = os.environ.get("PYTHONPATH", "")
         loopback.environment["PYTHONPATH"] = f"{HERE}{os.pathsep}{path}" if path else str(HERE)
-        loopback.start([f"partition-id={index} num-partitions={NODES}" for index in range(NODES)])
+        loopback.start(equal_shares(NODES))
         yield loopback
 
 
