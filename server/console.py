@@ -33,6 +33,14 @@ class _Output(RichConsole):
         raise BrokenPipeError(EPIPE, os.strerror(EPIPE))
 
 
+def output() -> RichConsole:
+    """Standard output, 80 columns wide at most."""
+    out = _Output(highlight=False)
+    if out.width > _WIDTH or not out.is_terminal:
+        out.width = _WIDTH
+    return out
+
+
 class Console:
     """Shows a run on standard output.
 
@@ -46,9 +54,7 @@ class Console:
         self._settings = settings
         self._cohort = cohort
         self._clients = clients = cohort.enough
-        self._out = _Output(highlight=False)
-        if self._out.width > _WIDTH or not self._out.is_terminal:
-            self._out.width = _WIDTH
+        self._out = output()
         self._progress = Progress(
             TextColumn("round {task.fields[round]}"),
             BarColumn(bar_width=None),

@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from server.console import output
 from settings.errors import counted, shorten, unknown
 from settings.schema import Settings, number_in
 from simulation import pictures
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST, _LEAST = 8, 4
-_WIDTH = 80
 _COLUMNS = {
     "images": ("labels", "commonest"),
     "text": ("characters", "different ones"),
@@ -53,7 +53,7 @@ def explore(settings: Settings, split: Split, clients: str) -> None:
     Raises:
         InputError: Data that cannot be read or do not fit, unknown clients, matplotlib not installed.
     """
-    console = Console(highlight=False)
+    console = output()
     task = load_task(settings.task)
     with drawing():
         population = task.population(settings.data, split)
@@ -137,8 +137,6 @@ def _snippets(population: Population, survey: Survey) -> Iterator[tuple[str, str
 
 
 def _print(console: Console, population: Population, survey: Survey, folder: Path) -> None:
-    if console.width > _WIDTH or not console.is_terminal:
-        console.width = _WIDTH
     console.print(survey.title, markup=False, style="bold")
     console.print(_summary(survey))
     console.print(_table(survey))
