@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from server.record import Recorder
 from server.rounds import Federation
 from server.saver import Saver
+from settings.memory import keep_freed
 from settings.schema import Settings
 from simulation.grid import InProcessGrid
 from tasks.data import Examples
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--profile", type=int, metavar="PARAMETERS", default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_freed()  # as both apps do
     results = {}
     for size in [options.profile] if options.profile else [1000, 4_000_000]:
         profiler = cProfile.Profile()

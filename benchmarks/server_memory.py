@@ -33,7 +33,7 @@ from client.mods import compress
 from server.record import Recorder
 from server.rounds import Federation
 from server.saver import Saver
-from settings.memory import share_freed
+from settings.memory import keep_freed, share_freed
 from settings.schema import Settings
 from tasks.data import InMemory
 from tasks.task import Task
@@ -148,6 +148,7 @@ class StubbedGrid(HttpGrid):
 def peak(replies: int, aggregator: str, rounds: int) -> Iterator[float]:
     """Peak memory in MB after discovery, and after the rounds."""
     share_freed()  # as the ServerApp does
+    keep_freed()
     settings = Settings(
         task="benchmarks.server_memory:TASK",
         data="none",

@@ -19,6 +19,7 @@ from client.time_limit import time_limit
 from client.together import update_together
 from client.update import Result, local_update
 from settings.errors import InputError, unknown
+from settings.memory import keep_freed
 from settings.schema import Settings, names_in
 from settings.streams import mistakes_in_one_line
 from tasks.catalogue import load_task
@@ -32,6 +33,7 @@ from weights.wire import pack, records, unpack
 _NODE_CONFIG = {"data", "client-ids", "partition-id", "num-partitions"}
 
 mistakes_in_one_line()
+keep_freed()
 app = ClientApp()
 lookahead = Lookahead()
 _crew = Crew()

@@ -8,9 +8,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def keep_freed() -> None:
-    """Keep it for the next step of training, which asks for the same megabytes of gradients again.
+    """Keep it for the next step of training or the next round, which ask for the same megabytes again.
 
-    Else it goes back to the system, and new pages take a twentieth of a bfloat16 round.
+    Else it goes back to the system, and new pages take a twentieth of a bfloat16 round, and most of the time of
+    copying a model for its checkpoint.
     """
     _tell(_MMAP_THRESHOLD, 2**25)
     _tell(_TRIM_THRESHOLD, 2**29)

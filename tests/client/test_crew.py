@@ -1,8 +1,5 @@
 """Clients side by side on threads, against the same clients one after the other."""
 
-import platform
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -253,31 +250,3 @@ def test_time_that_is_up_while_a_peer_is_read_is_the_messages_own(messages: list
     made.result(messages[0], messages[1:], model, slow, work)
     with pytest.raises(TimeoutError, match="not done"):
         made.result(messages[1], messages[2:], model, slow, work)
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
-    reason="glibc's allocator alone is told",
-)
-def test_freed_memory_is_kept_for_the_next_step() -> None:
-    """28 MB a step, 70,000 pages in ten: without being told glibc gives half of them back and more."""
-    program = """
-import resource, torch
-from client.crew import Crew
-from settings.schema import Settings
-
-def step() -> None:
-    kept = [torch.ones(1_600_000, dtype=kind) for kind in (torch.float32, torch.bfloat16) * 3]
-
-Crew().arrange(Settings())
-for _ in range(3):
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    said = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert int(said.stdout) < 10_000
