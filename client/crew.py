@@ -14,9 +14,9 @@ from flwr.app import Message
 from torch import nn
 
 from client.update import Result
-from settings.memory import keep_freed
 from settings.schema import Settings
 from tasks.stream import Batch
+from weights.threads import work_on
 
 Read = Callable[[Message], Iterable[Batch]]
 Work = Callable[[nn.Module, Iterable[Batch]], Result]
@@ -71,10 +71,7 @@ class Crew:
         if (workers, threads) != (self._workers, self._threads):
             self.give_up()
             self._pool.shutdown()
-            keep_freed()
-            self._pool = ThreadPoolExecutor(
-                workers, "client", initializer=torch.set_num_threads, initargs=(threads,)
-            )
+            self._pool = ThreadPoolExecutor(workers, "client", work_on, (threads,))
             self._workers, self._threads = workers, threads
 
     def alone(self, work: Callable[[], T]) -> T:

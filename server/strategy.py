@@ -19,9 +19,10 @@ from server.post import error_reason
 from server.replies import Claims, only
 from settings.errors import InputError, counted, shorten
 from tasks.metrics import Metric, Sums, add_sums, finalize
-from weights.named import Array, NamedArrays, is_finite
+from weights.named import Array, NamedArrays
 from weights.optimizers import make_optimizer
-from weights.wire import WireError, pack, unpack
+from weights.threads import one_thread
+from weights.wire import WireError, pack, put, unpack
 
 _REASONS = 100
 """Failed clients of a round whose reasons are kept."""
@@ -129,6 +130,7 @@ class WeightedFedAvg(Strategy):
         self._record: ArrayRecord | None = None
         self._sent: list[tuple[str, Message]] = []
         self._mean = WeightedMean(self._trained)
+        self._expected = {name: self._tensors[name].numpy() for name in trainable}
         self.tally = Tally()
 
     @property
@@ -186,9 +188,8 @@ class WeightedFedAvg(Strategy):
         shared = RecordDict({"arrays": arrays})
         for client_id in client_ids:
             # Copies: what is made anew is checked anew, value by value.
-            content, own = shared.copy(), settings.copy()
-            own["client-id"] = client_id
-            content["config"] = own
+            own = put(settings.copy(), {"client-id": client_id})
+            content = put(shared.copy(), {"config": own})
             node_id = self._directory.node_of[client_id]
             self._sent.append((client_id, Message(content, node_id, message_type)))
         self.tally = Tally(client_ids)
@@ -201,13 +202,10 @@ class WeightedFedAvg(Strategy):
         mean = self._mean
         mean.reset()
         totals = _Totals()
-        for update, sums in self._read(replies, self._trained, self._claims):
+        for update, sums in self._read(replies, self._expected, self._claims):
             self.tally.metrics_non_finite += not totals.add(sums)
-            if not is_finite(update):
-                self.tally.non_finite += 1
-                continue
-            examples = sums["num_examples"][0]
-            mean.add(update, examples if self._weighting == "examples" else 1.0)
+            weight = sums["num_examples"][0] if self._weighting == "examples" else 1.0
+            self.tally.non_finite += not mean.add(update, weight)
         if lost := self.tally.non_finite:
             said = "round %d: updates not finite, which count for nothing: %d"
             log(WARNING, said, server_round, lost)
@@ -218,14 +216,15 @@ class WeightedFedAvg(Strategy):
             log(WARNING, said, server_round, came, self._min_replies)
         elif mean.total_weight:
             self.tally.largest_share = mean.largest_weight / mean.total_weight
-            self._step(mean.mean())
+            with one_thread():
+                self._step(mean.mean())
         elif not lost:
             said = "round %d: no client had a batch of data, the model stays as it was"
             log(WARNING, said, server_round)
         return self.arrays, _record(finalize(totals.sums, self._metrics))
 
-    def _step(self, pseudo_gradient: Mapping[str, Tensor]) -> None:
-        if not is_finite({name: tensor.numpy() for name, tensor in pseudo_gradient.items()}):
+    def _step(self, pseudo_gradient: Mapping[str, Tensor] | None) -> None:
+        if pseudo_gradient is None:
             self.tally.update_non_finite = 1
             log(WARNING, "the aggregated update is not finite: the model stays as it was")
             return
@@ -246,10 +245,9 @@ class WeightedFedAvg(Strategy):
         return _record(finalize(totals.sums, self._metrics))
 
     def _read(
-        self, replies: Iterable[Message], like: Mapping[str, Tensor], claims: Claims
+        self, replies: Iterable[Message], expected: NamedArrays, claims: Claims
     ) -> Iterator[tuple[NamedArrays, Sums]]:
         """Updates and metric sums of the replies that hold what they should; the rest is tallied."""
-        expected = {name: tensor.detach().numpy() for name, tensor in like.items()}
         waiting = {
             message.metadata.message_id: (client_id, message.metadata.dst_node_id)
             for client_id, message in self._sent

@@ -16,7 +16,7 @@ from settings.errors import InputError
 Array = npt.NDArray[Any]
 NamedArrays = dict[str, Array]
 
-_SMALL = 10_000
+SMALL = 10_000
 """Elements that numpy has multiplied before torch has begun to add (1 us against 3)."""
 
 
@@ -79,7 +79,7 @@ def is_finite(arrays: Mapping[str, Array]) -> bool:
 
 def _sum(array: Array) -> float:
     """The terms' sum, or where starting torch takes longer than adding up, that of their squares."""
-    if array.size > _SMALL:
+    if array.size > SMALL:
         return float(torch.from_numpy(array).sum())
     flat = array.ravel(order="K")
     return float(flat.dot(flat))

@@ -22,6 +22,8 @@ with warnings.catch_warnings():
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
+Content = TypeVar("Content", bound=ArrayRecord | MetricRecord | ConfigRecord | RecordDict)
+
 NUMPY_STYPE = "numpy.ndarray"
 
 COMPRESSION = "compression"
@@ -36,10 +38,7 @@ class WireError(ValueError):
 
 def pack(arrays: Mapping[str, Array]) -> ArrayRecord:
     """Named arrays as a record of Flower's own kind (`stype` numpy.ndarray), one copy of the data."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = _pack_array(array)
-    return record
+    return put(ArrayRecord(), {name: _pack_array(array) for name, array in arrays.items()})
 
 
 def unpack(record: ArrayRecord, like: Mapping[str, Array]) -> NamedArrays:
@@ -52,10 +51,10 @@ def unpack(record: ArrayRecord, like: Mapping[str, Array]) -> NamedArrays:
     Raises:
         WireError: Anything that differs from `like`, undecoded `stype`s and truncated data included.
     """
-    if set(record) != set(like):
-        odd = sorted(set(record) ^ set(like))
-        raise WireError(f"arrays missing or unknown: {', '.join(odd[:3])}")
-    return {name: _unpack_array(name, record[name], expected) for name, expected in like.items()}
+    arrays = dict(record.items())
+    if odd := arrays.keys() ^ like.keys():
+        raise WireError(f"arrays missing or unknown: {', '.join(sorted(odd)[:3])}")
+    return {name: _unpack_array(name, arrays[name], expected) for name, expected in like.items()}
 
 
 def claimed(record: ArrayRecord) -> NamedArrays:
@@ -78,6 +77,15 @@ def records(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
+def put(record: Content, values: Mapping[str, Any]) -> Content:
+    """Put values into a record, or records into a content, and return it.
+
+    Past Flower's checks, which take 4 us a value: for what this code has made, or has from where it was checked.
+    """
+    record.__dict__["_data"].update(values)
+    return record
+
+
 def payload_bytes(record: ArrayRecord) -> int:
     """Bytes of all arrays' data, as they go over the wire."""
     return sum([len(array.data) for array in record.values()])
@@ -85,9 +93,11 @@ def payload_bytes(record: ArrayRecord) -> int:
 
 def _pack_array(array: Array) -> FlowerArray:
     contiguous = np.ascontiguousarray(array).reshape(array.shape)
-    header = _header(contiguous.shape, contiguous.dtype)
-    data = b"".join((header, contiguous.reshape(-1).view(np.uint8).data))
-    return FlowerArray(str(array.dtype), tuple(array.shape), NUMPY_STYPE, data)
+    data = b"".join((_header(array.shape, array.dtype), contiguous.data))
+    return FlowerArray(_name(array.dtype), array.shape, NUMPY_STYPE, data)
+
+
+_name = functools.lru_cache(str)  # of a dtype: numpy looks it up anew each time (3 us)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -105,7 +115,7 @@ def _unpack_array(name: str, array: FlowerArray, expected: Array) -> Array:
         raise WireError(f"{name} is encoded as {array.stype!r} and was not decoded")
     usual = _header(expected.shape, expected.dtype)
     if len(array.data) - len(usual) == expected.nbytes and array.data.startswith(usual):
-        return np.frombuffer(array.data, expected.dtype, offset=len(usual)).reshape(expected.shape)
+        return np.ndarray(expected.shape, expected.dtype, array.data, len(usual))
     # Somebody else's header. Only it is read before shape and dtype are checked: np.load would allocate
     # what it claims.
     stream = io.BytesIO(array.data)
