@@ -86,6 +86,7 @@ class CompressedAggregation(Strategy):
         self._seed = seed
         self._model: NamedArrays = {}
         self._expected: NamedArrays = {}
+        self._most = 0  # bytes of payload: more than any codec makes
         self.measurements: dict[str, float] = {}
 
     def summary(self) -> None:
@@ -111,6 +112,7 @@ class CompressedAggregation(Strategy):
         self._model = unpack(arrays, like=claimed(arrays))
         names = self._model if self._trained is None else self._trained
         self._expected = {name: self._model[name] for name in names}
+        self._most = sum(2 * array.nbytes + 4096 for array in self._expected.values())
         asked = self._plan(server_round)
         if not asked:
             return messages
@@ -196,7 +198,8 @@ class CompressedAggregation(Strategy):
         """
         record = only(reply.content, ArrayRecord)
         payload = payload_bytes(record)
-        _check_size(payload, self._expected)
+        if payload > self._most:  # before any of it is decoded
+            raise WireError(f"its payload of {payload} bytes is over {self._most}")
         if not record or not (self._codecs or self._norms):
             return payload, {}  # a client without data sends no arrays
         update = decode_arrays(record, self._codecs, like=self._expected)
@@ -234,13 +237,6 @@ class CompressedAggregation(Strategy):
     ) -> MetricRecord | None:
         """The wrapped strategy's aggregate."""
         return self._strategy.aggregate_evaluate(server_round, replies)
-
-
-def _check_size(payload: int, expected: NamedArrays) -> None:
-    """Refuse a payload, before any of it is decoded, that is larger than any codec makes it."""
-    most = sum(2 * array.nbytes + 4096 for array in expected.values())
-    if payload > most:
-        raise WireError(f"its payload of {payload} bytes is over {most}")
 
 
 def make_aggregator(

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,6 @@ from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
-
-from weights.wire import payload_bytes
 
 _ID = 64
 
@@ -34,35 +32,43 @@ class Traffic:
     aggregated: int = 0
     aggregated_message: int = 0
 
-    def count_sent(self, messages: Iterable[Message]) -> None:
-        """Count messages to clients."""
+    def count_sent(self, messages: Sequence[Message]) -> None:
+        """Count messages to clients; arrays that many of them share are looked at once."""
+        known: dict[int, tuple[int, int]] = {}
         for message in messages:
-            self.broadcasted += payload(message)
-            self.broadcasted_message += message_bytes(message)
+            payload, whole = sizes(message, known)
+            self.broadcasted += payload
+            self.broadcasted_message += whole
 
     def count_received(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Count replies while they pass."""
         for reply in replies:
-            self.aggregated += payload(reply)
-            self.aggregated_message += message_bytes(reply)
+            payload, whole = sizes(reply, {})
+            self.aggregated += payload
+            self.aggregated_message += whole
             yield reply
 
 
-def message_bytes(message: Message) -> int:
-    """Bytes of all objects that Flower sends for a message: it, its records, arrays and data chunks.
+def sizes(message: Message, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Bytes of all arrays' data in a message, and of all objects that Flower sends for it: it, records, arrays, chunks.
 
     Computed from their sizes: to make the objects, and to hash the data as sending does, would cost more
     than all else in a round. What Flower computes ids for has the length of a SHA-256.
+
+    Args:
+        message: An error has no arrays.
+        known: Sizes of array records by `id`, for the next message: of records that live until then.
     """
     if message.has_error():
-        return len(message.deflate())
-    total = 0
+        return 0, len(message.deflate())
+    payload = total = 0
     for record in message.content.values():
         if isinstance(record, ArrayRecord):
-            arrays = record.items()
-            total += _array_record_bytes(
-                tuple([(k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in arrays])
-            )
+            if (size := known.get(id(record))) is None:
+                arrays = [(k, a.dtype, a.shape, a.stype, len(a.data)) for k, a in record.items()]
+                size = known[id(record)] = _array_record_bytes(tuple(arrays))
+            payload += size[0]
+            total += size[1]
         else:
             total += _record_bytes(record)
     said = message.metadata
@@ -72,8 +78,8 @@ def message_bytes(message: Message) -> int:
         len(said.group_id),
         said.message_type,
     )
-    names = tuple(message.content)
-    return total + _references("RecordDict", names) + _framed("Message", 1, body)
+    total += _references("RecordDict", tuple(message.content)) + _framed("Message", 1, body)
+    return payload, total
 
 
 @functools.lru_cache(maxsize=4096)
@@ -87,13 +93,15 @@ def _body_bytes(ids: tuple[Any, ...], reply_to: int, group: int, kind: str) -> i
 
 
 def _length(value: ConfigRecordValues) -> object:
-    """What says how many bytes a value takes: a float has eight, whatever it is."""
+    """What says how many bytes a value takes: of a number, its kind and its highest bit."""
     kind = type(value)
     if isinstance(value, list):
         return tuple([_length(item) for item in value])
     if isinstance(value, str | bytes):
         return kind, len(value.encode() if isinstance(value, str) else value)
-    return (kind, 0) if kind is float else (kind, value)
+    if isinstance(value, int):
+        return kind, value < 0, (~value if value < 0 else value).bit_length()
+    return kind
 
 
 _SIZES: dict[tuple[object, ...], int] = {}
@@ -120,8 +128,8 @@ Structure = tuple[tuple[str, str, tuple[int, ...], str, int], ...]
 
 
 @functools.lru_cache(maxsize=256)
-def _array_record_bytes(structure: Structure) -> int:
-    """Bytes of an array record with its arrays and their chunks."""
+def _array_record_bytes(structure: Structure) -> tuple[int, int]:
+    """Bytes of an array record's data, and of the record with its arrays and their chunks."""
     total = _references("ArrayRecord", tuple([name for name, *_ in structure]))
     step = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
     for _, dtype, shape, stype, length in structure:
@@ -130,7 +138,7 @@ def _array_record_bytes(structure: Structure) -> int:
         said = {"dtype": dtype, "shape": shape, "stype": stype}
         body = json.dumps({**said, "arraychunk_ids": [*range(len(chunks))]})
         total += _framed("Array", len(chunks), len(body))
-    return total
+    return sum([length for *_, length in structure]), total
 
 
 @functools.lru_cache(maxsize=256)
@@ -150,11 +158,3 @@ def _framed(kind: str, children: int, body: int) -> int:
         + len(HEAD_BODY_DIVIDER)
         + body
     )
-
-
-def payload(message: Message) -> int:
-    """Bytes of all arrays' data in a message; 0 for an error."""
-    if message.has_error():
-        return 0
-    kept = message.content.values()
-    return sum([payload_bytes(record) for record in kept if isinstance(record, ArrayRecord)])

@@ -58,13 +58,15 @@ class Post:
         for message in sent:
             message.metadata.ttl = ttl
         taken = {message_id for message_id in self._grid.push_messages(sent) if message_id}
-        refused = [message for message in sent if message.metadata.message_id not in taken]
+        error, refused = Error(ErrorCode.UNKNOWN, "the SuperLink did not take the message"), []
         for message in sent:
-            if message.metadata.message_id in taken:
-                self.open[message.metadata.message_id] = message.metadata.dst_node_id
-                self._sent[message.metadata.message_id] = message
-        error = Error(ErrorCode.UNKNOWN, "the SuperLink did not take the message")
-        return [Message(error, reply_to=message) for message in refused]
+            said = message.metadata
+            if said.message_id in taken:
+                self.open[said.message_id] = said.dst_node_id
+                self._sent[said.message_id] = message
+            else:
+                refused.append(Message(error, reply_to=message))
+        return refused
 
     def give_up(self) -> None:
         """Wait for nothing any more."""

@@ -52,14 +52,13 @@ class Claims:
             WireError: Sums that are missing, unknown or no lists of numbers, or numbers of examples and
                 batches that cannot be.
         """
-        record = only(content, MetricRecord)
-        if record.get("num-examples") == 0:
+        said = dict(only(content, MetricRecord).items())
+        if said.get("num-examples") == 0:
             return {}
-        self._check_counts(record)
-        odd = (set(record) - {"num-examples"}) ^ set(self._num_sums)
-        if odd:
+        self._check_counts(said)
+        if odd := (said.keys() - {"num-examples"}) ^ self._num_sums.keys():
             raise WireError(f"metrics missing or unknown: {few(sorted(odd), shown=3)}")
-        return {name: self._checked(name, record[name]) for name in self._num_sums}
+        return {name: self._checked(name, said[name]) for name in self._num_sums}
 
     def _checked(self, name: str, values: object) -> list[float]:
         if not isinstance(values, list):
@@ -70,23 +69,23 @@ class Claims:
             )
         return [float(value) for value in values]
 
-    def _check_counts(self, record: MetricRecord) -> None:
+    def _check_counts(self, said: Mapping[str, object]) -> None:
         """Whole numbers that agree with each other and with what the server asked for.
 
         The weight of an update is what its client claims, and this is all that bounds it: `--max-batches`
         bounds it absolutely, `--weighting uniform` does without.
         """
-        examples, batches = (_count(record.get(name)) for name in ("num_examples", "num_batches"))
+        examples, batches = (_count(said.get(name)) for name in ("num_examples", "num_batches"))
         if examples is None:
             raise WireError("the reply does not say how many examples it stands for")
-        if "num-examples" in record and record["num-examples"] != examples:
-            said = counted(examples, "example")
-            raise WireError(f"it stands for {said}, or {record['num-examples']}")
+        if "num-examples" in said and said["num-examples"] != examples:
+            stands = counted(examples, "example")
+            raise WireError(f"it stands for {stands}, or {said['num-examples']}")
         if batches is None:
             raise WireError("the reply does not say how many batches (num_batches) it stands for")
         if self.max_batches and batches > self.max_batches:
-            said = counted(batches, "batch", "batches")
-            raise WireError(f"it claims {said}: more than --max-batches allows")
+            claimed = counted(batches, "batch", "batches")
+            raise WireError(f"it claims {claimed}: more than --max-batches allows")
         if self.batch_size and examples > batches * self.batch_size:
             raise WireError(
                 f"it claims {counted(examples, 'example')} in "

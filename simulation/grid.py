@@ -32,6 +32,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from server.state import SaveStates
 from settings.errors import InputError, place_of
 from simulation.node_state import NodeStates
+from weights.wire import put
 
 # All ids drawn have one length on the wire, so that equal runs count equal bytes.
 _LEAST_RUN_ID = 1 << 62
@@ -217,16 +218,11 @@ def _error(message: Message, code: int, reason: str) -> Message:
 
 def _clone(content: RecordDict) -> RecordDict:
     """Records of one's own over the same immutable bytes: nobody's change is seen by another."""
-    own = content.copy()
-    # Past the checks of types, which all of it has passed.
-    own.__dict__["_data"] = {name: _twin(record) for name, record in content.items()}
-    return own
+    return put(content.copy(), {name: _twin(record) for name, record in content.items()})
 
 
 def _twin(record: RecordType) -> RecordType:
-    own = record.copy()
-    own.__dict__["_data"] = {key: _same(value) for key, value in record.items()}
-    return own
+    return put(record.copy(), {key: _same(value) for key, value in record.items()})
 
 
 def _same(value: object) -> object:

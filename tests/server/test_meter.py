@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from server.meter import Traffic, message_bytes
+from server.meter import Traffic, sizes
 from simulation.grid import InProcessGrid
 from weights.wire import pack
 
@@ -45,27 +45,43 @@ def test_a_message_is_as_long_as_what_flower_sends(shapes: list[tuple[int, ...]]
     made.metadata.__dict__["_message_id"] = "f" * 64
     for each in (made, Message(made.content, reply_to=made)):
         sent = get_all_nested_objects(each)
-        assert message_bytes(each) == sum(len(item.deflate()) for item in sent.values())
+        assert sizes(each, {})[1] == sum(len(item.deflate()) for item in sent.values())
 
 
 def test_no_record_is_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes are looked up: by all that says them, of however many records."""
     monkeypatch.setattr("server.meter._MOST", 5)
-    values: list[Any] = ["a", "bc", "é", b"a", 1, 300, -1, 2**63, True, 0.5, 1e300]
+    values: list[Any] = [
+        "a",
+        "bc",
+        "é",
+        b"a",
+        1,
+        300,
+        -1,
+        -64,
+        -65,
+        63,
+        64,
+        2**63,
+        True,
+        0.5,
+        1e300,
+    ]
     lists: list[Any] = [["a", "bc"], ["a"], [1], [300, 1], [True], [0.5], [0.5, 2.5], [b"abc"]]
     for value in (*values, *lists, *values):
         content = RecordDict({"config": ConfigRecord({"value": value})})
         made = Message(content, 7, "train")
         made.metadata.__dict__["_message_id"] = "f" * 64
         sent = get_all_nested_objects(made).values()
-        assert message_bytes(made) == sum(len(item.deflate()) for item in sent), value
+        assert sizes(made, {})[1] == sum(len(item.deflate()) for item in sent), value
 
 
 @pytest.mark.parametrize("size", [10, 10**6])
 def test_what_was_measured_is_not_kept(size: int) -> None:
     record = ConfigRecord({"value": bytes(size)})
     seen = weakref.ref(record)
-    message_bytes(Message(RecordDict({"config": record}), 7, "train"))
+    sizes(Message(RecordDict({"config": record}), 7, "train"), {})
     del record
     gc.collect()
     assert seen() is None
