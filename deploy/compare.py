@@ -107,6 +107,8 @@ def main() -> None:
     except InputError as error:
         print(f"compare: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     within = apart <= options.tolerance
     said = f"{'within' if within else 'over'} the tolerance of {options.tolerance:g}"
     print(f"largest difference between the final models: {apart:.3g}, {said}")

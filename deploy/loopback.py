@@ -51,7 +51,7 @@ class Loopback:
     Each part is a process group of its own, so that a part is ended or killed with all that it started.
 
     Args:
-        out: Logs, the SuperLink's database, Flower's home and what the runs write.
+        out: New folder of logs, the SuperLink's database, Flower's home and what the runs write.
         executor: Command of the executors: `FORKING` or `FLOWER`.
         supernode: Command of the SuperNodes: `FLOWER_SUPERNODE` or `QUICK_SUPERNODE`.
     """
@@ -68,6 +68,8 @@ class Loopback:
         self._executor = executor
         self._supernode = supernode
         self._home = self.out / "flwr-home"
+        if self._home.exists():
+            raise InputError(f"{out} holds a federation already: --out is a new folder")
         self._home.mkdir(parents=True)
         temporary = self.out / "tmp"
         temporary.mkdir()

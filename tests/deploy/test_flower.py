@@ -67,6 +67,12 @@ def test_a_run_that_flower_does_not_take_is_a_mistake_in_one_line(
         Loopback(tmp_path / "out").submit({})
 
 
+def test_a_federation_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    Loopback(tmp_path / "out")
+    with pytest.raises(InputError, match=r"out holds a federation already: --out is a new folder$"):
+        Loopback(tmp_path / "out")
+
+
 def test_flwr_need_not_be_beside_the_interpreter(
     refusing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
