@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert int(said.stdout) < 10_000
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no large pages"
+)
+def test_what_comes_next_may_lie_in_large_pages() -> None:
+    program = """
+import re
+from pathlib import Path
+import torch
+from settings.memory import keep_freed
+
+keep_freed()
+address = torch.ones(4_000_000)[2_000_000].data_ptr()
+lines = Path("/proc/self/smaps").read_text()
+for start, end, flags in re.findall("^(\\w+)-(\\w+) .*?VmFlags: (.*?)$", lines, re.M | re.S):
+    if int(start, 16) <= address < int(end, 16):
+        print(flags)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "hg" in said.stdout.split()
