@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weights.gru_steps import steps_backward, steps_forward
+from weights.threads import work_on
 
 # Where it pays to lay out a step's factor beforehand: from so many steps and values.
 PACKED_FROM_STEPS = 16
@@ -113,7 +114,7 @@ def _pool() -> ThreadPoolExecutor:
     ready = threading.Barrier(cores + 1)
 
     def start() -> None:
-        torch.set_num_threads(1)
+        work_on(1)
         ready.wait()
 
     pool = ThreadPoolExecutor(cores, "gru", initializer=start)
