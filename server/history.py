@@ -39,7 +39,7 @@ class History:
         """What a checkpoint keeps, to find all that has been added so far."""
         return {"bytes": self._size, "sha256": self._sum.hexdigest()}
 
-    def flush(self, *, durable: bool = True) -> None:
+    def flush(self, *, durable: bool = False) -> None:
         """Write what has been added; arguments and errors are those of `Growing.flush`."""
         self._file.flush(durable=durable)
 

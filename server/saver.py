@@ -119,7 +119,7 @@ class Saver:
     def _settle(self) -> None:
         """Wait until the disk has all that the last checkpoint needs."""
         self._recorder.flush(durable=True)
-        self._history.flush()
+        self._history.flush(durable=True)
         sync(self._paths[-1])
         self._durable = None
         self._drop()

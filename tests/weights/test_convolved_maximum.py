@@ -1,7 +1,7 @@
 """The gradient that leaves out what did not win, against autograd over torch's own operators."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,13 +18,7 @@ from weights.processor import registers
 if registers() is None:
     pytest.skip("no llvmlite, or a processor without AVX2", allow_module_level=True)
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("on_one_thread")
 
 
 def operands(channels: int, filters: int, side: int, taps: int) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """A first convolution with its maximum, against torch's own operators in float64."""
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +14,8 @@ from weights.processor import registers
 if registers() is None:
     pytest.skip("no llvmlite, or a processor without AVX2", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("on_one_thread")
+
 SHAPES = [
     # channels, filters, rows, columns, padding, window
     (1, 32, 5, 5, (2, 2), 2),  # the tutorial's first layer
@@ -23,14 +24,6 @@ SHAPES = [
     (1, 48, 1, 1, (0, 0), 5),  # a window's sums fill the registers
     (12, 16, 2, 2, (0, 1), 2),  # a row of weights has more sums than registers
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def operands(channels: int, filters: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
